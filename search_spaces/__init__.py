@@ -1,0 +1,1 @@
+"""One define-by-run search space per system, with its published recipes."""

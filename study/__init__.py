@@ -1,0 +1,1 @@
+"""What a study is, how it runs, and how it is compared."""

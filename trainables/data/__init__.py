@@ -1,0 +1,1 @@
+"""Corpora, mixing at an SNR, and splits."""

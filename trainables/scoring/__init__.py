@@ -1,0 +1,1 @@
+"""Subsets, kNN back ends and official metrics."""
