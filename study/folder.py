@@ -1,0 +1,100 @@
+"""The folder of one study: the files that resuming and reporting read.
+
+::
+
+    <storage>/<study>/study.json                 configuration, identity, command, versions
+    <storage>/<study>/jobs/<id>/job.json         what was to be run
+                               /records.jsonl    one record per finished epoch
+                               /knn.json         the last full table of scores
+                               /result.json      how it ended; its presence means: never run this job again
+                               /checkpoint/      written by the training worker
+
+The driver is the only writer, except for ``checkpoint/``. Whole files are replaced atomically; ``records.jsonl``
+grows by one line per epoch, and a last line cut short by a crash is ignored and overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainables.files import write_atomically
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Reads and writes the files above under ``path``."""
+
+    path: Path
+
+    def job_path(self, job_id: str) -> Path:
+        return self.path / "jobs" / job_id
+
+    def checkpoint_path(self, job_id: str) -> Path:
+        return self.job_path(job_id) / "checkpoint"
+
+    def study(self) -> dict[str, Any] | None:
+        return _read(self.path / "study.json")
+
+    def write_study(self, study: Mapping[str, Any]) -> None:
+        _write(self.path / "study.json", study)
+
+    def job_ids(self) -> list[str]:
+        """All jobs known, in name order."""
+        return sorted(p.parent.name for p in (self.path / "jobs").glob("*/job.json"))
+
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        return _read(self.job_path(job_id) / "job.json")
+
+    def write_job(self, job: Mapping[str, Any]) -> None:
+        _write(self.job_path(job["id"]) / "job.json", job)
+
+    def records(self, job_id: str) -> list[dict[str, Any]]:
+        """One record per epoch in epoch order, without tables."""
+        path = self.job_path(job_id) / "records.jsonl"
+        records = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut short by a crash; the worker reports that epoch again
+            records[record["epoch"]] = record
+        return [records[e] for e in sorted(records)]
+
+    def append_record(self, job_id: str, record: Mapping[str, Any]) -> None:
+        """Keep one epoch. Its table, if it has one, replaces ``knn.json``. An epoch kept before is kept once."""
+        if record["epoch"] in {r["epoch"] for r in self.records(job_id)}:
+            return
+        path = self.job_path(job_id) / "records.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_bytes() if path.exists() else b""
+        with open(path, "ab") as file:
+            if text and not text.endswith(b"\n"):
+                file.write(b"\n")
+            file.write(json.dumps({k: v for k, v in record.items() if k != "table"}, allow_nan=False).encode() + b"\n")
+        if record.get("table"):
+            _write(self.job_path(job_id) / "knn.json", {"epoch": record["epoch"], "rows": record["table"]})
+
+    def table(self, job_id: str) -> list[dict[str, Any]]:
+        """Rows machine x subset x band x back end of the last full scoring; empty if there was none."""
+        return (_read(self.job_path(job_id) / "knn.json") or {"rows": []})["rows"]
+
+    def result(self, job_id: str) -> dict[str, Any] | None:
+        return _read(self.job_path(job_id) / "result.json")
+
+    def write_result(self, job_id: str, result: Mapping[str, Any]) -> None:
+        _write(self.job_path(job_id) / "result.json", result)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
