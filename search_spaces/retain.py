@@ -1,0 +1,209 @@
+"""What is searched for ``retain``: lambda schedule, SNR curriculum, loss weighting, and four shared values.
+
+``space`` is define-by-run: it asks for a kind, then only for the values of that kind, so a trial's parameters
+are exactly what its training reads. ``RECIPES`` are the published settings as points of this space; enqueued
+first, they are ordinary trials that every study's best is compared with. A value is either searched inside
+the range its axis gives or not there at all; training refuses any other with a one-line error. Nothing here
+imports Optuna or PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trainables import lambda_schedules, snr_curricula
+from trainables.settings import Scalar
+from trainables.snr_curricula import TRAINING_RANGE_DB
+
+PAPER = "paper"
+
+
+class Trial(Protocol):
+    """The two calls of an Optuna trial that a space needs."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Range:
+    """An axis of numbers, searched evenly, or evenly in their logarithm."""
+
+    low: float
+    high: float
+    words: str
+    log: bool = False
+
+    def suggest(self, trial: Trial, name: str) -> float:
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Options:
+    """An axis of names."""
+
+    options: tuple[str, ...]
+    words: str
+
+    def suggest(self, trial: Trial, name: str) -> str:
+        return str(trial.suggest_categorical(name, self.options))
+
+
+# Each kind and the values it takes. A test holds this against what trainables accept.
+BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "lambda_kind": {
+        "constant": ("lambda_value",),
+        "ramp": ("lambda_start", "lambda_end", "lambda_shape"),
+        "snr_sigmoid": ("lambda_lo", "lambda_hi", "lambda_k", "lambda_s0_db", "lambda_k_shape"),
+        "amplitude_ratio": (),
+        "power_ratio": (),
+    },
+    "curriculum_kind": {
+        "fixed": ("snr_db",),
+        "uniform": ("snr_lo_db", "snr_hi_db"),
+        "easy_to_hard": ("snr_lo_db", "snr_hi_db", "snr_window_db"),
+        "hard_to_easy": ("snr_lo_db", "snr_hi_db", "snr_window_db"),
+        "bands": ("band_low", "band_mid", "band_high"),
+        "self_paced": ("pace_temperature", "pace_memory"),
+    },
+    "weighting_kind": {
+        "fixed": ("w_tag", "w_mix"),
+        "uncertainty": (),
+        "gradnorm": ("gradnorm_alpha",),
+        "dwa": ("dwa_temperature",),
+    },
+}
+SHARED = ("learning_rate", "align_level", "spec_time_fraction", "spec_mel_fraction")
+
+LOWEST_DB, HIGHEST_DB = TRAINING_RANGE_DB
+AXES: Mapping[str, Range | Options] = {
+    "lambda_kind": Options(
+        tuple(BRANCHES["lambda_kind"]), "what lambda, the machine's share of the target, follows"
+    ),
+    "lambda_value": Range(0.0, 1.0, "lambda, the same for every example"),
+    "lambda_start": Range(0.0, 1.0, "lambda at the first step"),
+    "lambda_end": Range(0.0, 1.0, "lambda at the last step"),
+    "lambda_shape": Options(lambda_schedules.MOVING, "how lambda moves from start to end"),
+    # lo below hi, and k of both signs: the other order would be the same schedules again.
+    "lambda_lo": Range(0.0, 0.5, "smallest lambda"),
+    "lambda_hi": Range(0.5, 1.0, "largest lambda"),
+    "lambda_k": Range(
+        -0.5, 0.5, "steepness of lambda over SNR, per dB; negative: more machine when it is buried"
+    ),
+    "lambda_s0_db": Range(-10.0, 15.0, "SNR at which lambda is half-way between its limits, in dB"),
+    "lambda_k_shape": Options(lambda_schedules.SHAPES, "how the steepness grows from 0 during training"),
+    "curriculum_kind": Options(
+        tuple(BRANCHES["curriculum_kind"]), "how the SNR of training examples is drawn"
+    ),
+    "snr_db": Range(LOWEST_DB, HIGHEST_DB, "SNR of every training example, in dB"),
+    # The ranges leave at least 10 dB between lo and hi, so the widest window always fits.
+    "snr_lo_db": Range(LOWEST_DB, -5.0, "lowest training SNR, in dB"),
+    "snr_hi_db": Range(5.0, HIGHEST_DB, "highest training SNR, in dB"),
+    "snr_window_db": Range(2.0, 10.0, "width of the moving window of training SNRs, in dB"),
+    "band_low": Range(0.0, 1.0, "weight of the low SNR band in training, relative to the other two"),
+    "band_mid": Range(0.0, 1.0, "weight of the mid SNR band in training, relative to the other two"),
+    "band_high": Range(0.0, 1.0, "weight of the high SNR band in training, relative to the other two"),
+    "pace_temperature": Range(
+        0.25, 4.0, "how evenly bands are drawn: low favours the hardest, high none", log=True
+    ),
+    "pace_memory": Range(0.0, 0.9, "share of a band's running loss that is kept from epoch to epoch"),
+    "weighting_kind": Options(
+        tuple(BRANCHES["weighting_kind"]), "how tagging and alignment loss are combined"
+    ),
+    "w_tag": Range(0.0, 1.0, "weight of the tagging loss"),
+    "w_mix": Range(0.0, 1.0, "weight of the alignment loss"),
+    "gradnorm_alpha": Range(0.0, 3.0, "how strongly GradNorm favours the loss that falls more slowly"),
+    "dwa_temperature": Range(0.5, 5.0, "how evenly dynamic weight average weighs: high is 1:1", log=True),
+    "learning_rate": Range(1e-4, 3e-3, "peak learning rate of AdamW", log=True),
+    "align_level": Options(("pooled", "tokens"), "whether clip embeddings or patch tokens are aligned"),
+    "spec_time_fraction": Range(
+        0.0, 0.3, "largest SpecAugment mask as a share of the clip's time; 0 is none"
+    ),
+    "spec_mel_fraction": Range(0.0, 0.3, "largest SpecAugment mask as a share of the mel bands; 0 is none"),
+}
+CHOICES: Mapping[str, str] = {name: axis.words for name, axis in AXES.items()}
+
+
+def space(trial: Trial) -> dict[str, Scalar]:
+    """One point of the space: every kind, the values of these kinds and no others, and the shared values."""
+    params: dict[str, Scalar] = {}
+
+    def suggest(name: str) -> str | float:
+        value = params[name] = AXES[name].suggest(trial, name)
+        return value
+
+    for kind_key, kinds in BRANCHES.items():
+        for name in kinds[str(suggest(kind_key))]:
+            suggest(name)
+    for name in SHARED:
+        suggest(name)
+    return params
+
+
+# Not published, so these are defaults of this project and no claim about the paper.
+DEFAULTS: Mapping[str, Scalar] = {
+    "learning_rate": 1e-3,  # the paper's 1e-4 is for 90 M parameters and 20,000 steps
+    "align_level": "pooled",
+    "spec_time_fraction": 0.1,
+    "spec_mel_fraction": 0.1,
+}
+
+
+def _recipe(lambda_value: float, w_tag: float, w_mix: float) -> dict[str, Scalar]:
+    return {
+        "lambda_kind": "constant",
+        "lambda_value": lambda_value,
+        "curriculum_kind": "fixed",
+        "snr_db": 0.0,
+        "weighting_kind": "fixed",
+        "w_tag": w_tag,
+        "w_mix": w_mix,
+        **DEFAULTS,
+    }
+
+
+# arXiv 2510.25182: lambda 0.5, training SNR 0 dB; weights not published. Denoising aligns with the machine.
+RECIPES: Mapping[str, Mapping[str, Scalar]] = {
+    PAPER: _recipe(0.5, 1.0, 1.0),
+    "alignment": _recipe(0.5, 0.0, 1.0),
+    "tagging": _recipe(0.5, 1.0, 0.0),
+    "denoising": _recipe(1.0, 0.0, 1.0),
+}
+
+
+def describe(params: Mapping[str, Scalar]) -> str:
+    """A short label: the three kinds, such as ``snr_sigmoid / self_paced / dwa``."""
+    return " / ".join(str(params[kind_key]) for kind_key in BRANCHES)
+
+
+def explain(params: Mapping[str, Scalar]) -> str:
+    """All choices of a trial in words, for reports. Raises UserError for what training would refuse."""
+    time, mel = params["spec_time_fraction"], params["spec_mel_fraction"]
+    return "; ".join(
+        [
+            lambda_schedules.describe(params),
+            snr_curricula.describe(params),
+            _weighting_words(params),
+            f"learning rate {params['learning_rate']:.2g}",
+            f"{params['align_level']} alignment",
+            f"masks up to {time:.0%} of time, {mel:.0%} of mel bands",
+        ]
+    )
+
+
+def _weighting_words(params: Mapping[str, Scalar]) -> str:
+    kind = params["weighting_kind"]
+    if kind == "fixed":
+        if not params["w_mix"]:
+            return "tagging alone"
+        if not params["w_tag"]:
+            return "alignment alone"
+        return f"tagging : alignment {params['w_tag']:.2g} : {params['w_mix']:.2g}"
+    if kind == "gradnorm":
+        return f"GradNorm (alpha {params['gradnorm_alpha']:.2g})"
+    if kind == "dwa":
+        return f"dynamic weight average (temperature {params['dwa_temperature']:.2g})"
+    return "weights by uncertainty"
