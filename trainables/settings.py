@@ -31,6 +31,8 @@ class CorpusConfig:
     ``kind`` is ``factory`` (built in, made from ``seed``), ``stems`` (clean machine and noise files listed by
     ``manifest``) or ``dcase`` (the official folders of ``year`` under ``root``). Clips are ``clip_s`` seconds
     at ``sample_rate_hz``. ``clips_per_machine`` scales the factory: the number of source normals in a bank.
+    ``channel`` of a file with several is ``first`` or ``mean``. ``allow_outside`` lets a manifest name files
+    that are not below its own folder (absolute paths, ``..``, links that lead out).
     """
 
     kind: str = "factory"
@@ -41,6 +43,8 @@ class CorpusConfig:
     manifest: str | None = None
     root: str | None = None
     year: int | None = None
+    channel: str = "first"
+    allow_outside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """A corpus: equally long, level-normalised clips of machines and of noise, and who may see which.
 
-A *source* (the built-in factory, stems listed by a manifest, DCASE folders) lists its clips and renders one at a
-time. ``open_corpus`` renders every clip once into a memory-mapped array that all processes of a study share, so
-the second opening reads no audio. The array appears under its final name only when it is whole: a process that
-dies while writing leaves nothing that could be mistaken for a corpus.
+A *source* (the built-in factory, stems listed by a manifest, DCASE folders) lists its clips and renders one
+at a time. ``open_corpus`` renders every clip once into a memory-mapped array that all processes of a study
+share, so the second opening reads no audio. The array appears under its final name only when it is whole: a
+process that dies while writing leaves nothing that could be mistaken for a corpus.
 
 Shape legend: N clips, T samples.
 """
@@ -11,6 +11,7 @@ Shape legend: N clips, T samples.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from trainables.files import exclusive, write_atomically
 from trainables.settings import CorpusConfig, digest
 
 SILENCE_RMS = 1e-6  # full scale is 1: quieter than a 16-bit recording's last digit, so nothing to normalise
+SHORTEST_S, LONGEST_S = 0.1, 600.0
+LOWEST_HZ, HIGHEST_HZ = 1_000, 192_000
+NUM_PROBED = 16  # clips of a cached corpus that are looked at before it is trusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +36,10 @@ class Clip:
     """One clip of ``clip_s`` seconds.
 
     role: ``machine`` or ``noise``. name: machine type or noise environment. kind: ``stationary`` or
-    ``nonstationary`` (noise only). label: ``normal`` or ``anomaly``; domain: ``source`` or ``target`` (machines).
-    split: ``train`` (banks and training) or ``test`` (queries; noise for scoring). recording: clips that share one
-    never fall on both sides of a drawn split. origin: where it came from, for messages.
+    ``nonstationary`` (noise only). label: ``normal`` or ``anomaly``; domain: ``source`` or ``target``
+    (machines). split: ``train`` (banks and training) or ``test`` (queries; noise for scoring). recording:
+    clips that share one never fall on both sides of a drawn split, and intervals are clustered by it. origin:
+    file and piece it came from, for messages.
     """
 
     role: str
@@ -63,14 +68,32 @@ class Source(Protocol):
 class MachineRoles:
     """Which machines train a student, which are scored while searching, which once at the end.
 
-    ``confirm`` shares no machine with the others, unless the corpus has too few machines: then it names machines
-    of ``search`` and ``confirm_recordings`` holds the recordings that only confirmation may see.
+    ``confirm`` shares no machine with ``train`` and ``search`` (which may overlap), unless the corpus has too
+    few machines: then it names machines of ``search``, and ``confirm_recordings`` holds the recordings that
+    neither training nor the search sees any part of.
     """
 
     train: tuple[str, ...]
     search: tuple[str, ...]
     confirm: tuple[str, ...]
     confirm_recordings: frozenset[str] = frozenset()
+
+    def sees(self, clip: Clip, split: str) -> bool:
+        """Whether ``split`` may see a clip; noise is seen by both.
+
+        ``search`` is also what every student trains on, confirmed or not: machines that train or are scored in
+        the search, without any part of a ``confirm_recordings``. ``confirm`` is for scoring only: machines that
+        confirm; where recordings are held out, queries (test) come from them alone and banks (train) may hold
+        all normals.
+        """
+        if split not in ("search", "confirm"):
+            raise ValueError(f"split {split!r}: search or confirm")
+        held = self.confirm_recordings
+        if clip.role == "noise":
+            return True
+        if split == "search":
+            return clip.name in (*self.train, *self.search) and clip.recording not in held
+        return clip.name in self.confirm and (not held or clip.split == "train" or clip.recording in held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +110,28 @@ class Corpus:
     def select(self, **wanted: str | tuple[str, ...]) -> np.ndarray:
         """Indices of the clips whose fields equal (or are among) the wanted values, in corpus order."""
         tests = {k: (v,) if isinstance(v, str) else v for k, v in wanted.items()}
-        return np.array([i for i, c in enumerate(self.clips) if all(getattr(c, k) in v for k, v in tests.items())], int)
+        keep = [i for i, c in enumerate(self.clips) if all(getattr(c, k) in v for k, v in tests.items())]
+        return np.array(keep, int)
 
     def visible(self, index: np.ndarray, split: str) -> np.ndarray:
-        """Drop from ``index`` the clips that ``split`` (search or confirm) may not see."""
-        held = self.roles.confirm_recordings
-        machines = self.roles.confirm if split == "confirm" else (*self.roles.train, *self.roles.search)
-        return np.array(
-            [
-                i
-                for i in index
-                if (c := self.clips[i]).role == "noise"
-                or (c.name in machines and (not held or (c.recording in held) == (split == "confirm")))
-            ],
-            int,
+        """Drop from ``index`` the clips that ``split`` may not see (``MachineRoles.sees``)."""
+        return np.array([i for i in index if self.roles.sees(self.clips[i], split)], int)
+
+
+def open_source(config: CorpusConfig, cache_dir: Path | None = None) -> Source:
+    """The source that ``config`` names; ``cache_dir`` lets it remember what it has read of unchanged files.
+
+    Raises:
+        UserError: a kind that does not exist, or input it refuses.
+    """
+    if not SHORTEST_S <= config.clip_s <= LONGEST_S:
+        raise UserError(
+            f"corpus.clip_s = {config.clip_s}: allowed are {SHORTEST_S:g} to {LONGEST_S:g} seconds"
         )
-
-
-def open_source(config: CorpusConfig) -> Source:
-    """The source that ``config`` names. Raises UserError for a kind that does not exist or input it refuses."""
+    if not LOWEST_HZ <= config.sample_rate_hz <= HIGHEST_HZ:
+        raise UserError(
+            f"corpus.sample_rate_hz = {config.sample_rate_hz}: allowed are {LOWEST_HZ} to {HIGHEST_HZ}"
+        )
     if config.kind == "factory":
         from trainables.data.factory import factory_source
 
@@ -113,7 +139,7 @@ def open_source(config: CorpusConfig) -> Source:
     if config.kind == "stems":
         from trainables.data.stems import stems_source
 
-        return stems_source(config)
+        return stems_source(config, cache_dir)
     raise UserError(f"corpus.kind = {config.kind!r}: allowed are factory, stems")
 
 
@@ -127,43 +153,66 @@ def open_corpus(
         progress: called with (clips done, clips in all) while rendering.
 
     Raises:
-        UserError: a clip that cannot be read, holds NaN, or is silent; the message names its file.
+        UserError: a clip that cannot be read, holds NaN, or is silent (the message names its file); no space.
     """
-    source = open_source(config)
+    source = open_source(config, cache_dir)
     key = digest({"identity": source.identity, "clip_s": config.clip_s, "rate": config.sample_rate_hz})
     path = cache_dir / f"corpus-{key}.npy"
     shape = (len(source.clips), round(config.clip_s * config.sample_rate_hz))
     with exclusive(path):
-        if not _intact(path, shape):
+        waves = _map(path, shape)
+        if waves is None:
             _render(source, path, shape, progress)
-    waves = np.load(path, mmap_mode="r")
+            waves = np.lib.format.open_memmap(path, mode="r")
+    roles = {name: sorted(value) for name, value in dataclasses.asdict(source.roles).items()}
     return Corpus(
         clips=source.clips,
         waves_NT=waves,
         roles=source.roles,
         sample_rate_hz=config.sample_rate_hz,
-        digest=key,
+        digest=digest({"waves": key, "roles": roles}),
         notes=source.notes,
     )
 
 
-def _intact(path: Path, shape: tuple[int, int]) -> bool:
+def _map(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The cached waves, or None where there are none or a look at some shows that they were not written here."""
     try:
-        return np.load(path, mmap_mode="r").shape == shape
-    except (OSError, ValueError):
-        return False
+        waves = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # a damaged header fails in many ways, and all have one remedy
+        return None
+    if waves.shape != shape or waves.dtype != np.float32:
+        return None
+    some = waves[np.linspace(0, shape[0] - 1, min(shape[0], NUM_PROBED)).astype(int)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rms = np.sqrt(np.mean(np.square(some, dtype=np.float64), axis=1))
+    return waves if np.all(np.abs(rms - 1) < 1e-3) else None  # every clip has unit RMS
 
 
 def _render(source: Source, path: Path, shape: tuple[int, int], progress: Callable[[int, int], None]) -> None:
+    for left in path.parent.glob(f"{path.name}.*.partial"):
+        left.unlink(missing_ok=True)  # of a process that died: while the lock is ours nobody else writes
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
     try:
-        waves = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        for index, clip in enumerate(source.clips):
-            waves[index] = normalise(source.render(index), clip.origin, shape[1])
-            progress(index + 1, shape[0])
-        waves.flush()
+        # written, not mapped: a full disk then is an error here, where a mapped page would end the process
+        with open(partial, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for index, clip in enumerate(source.clips):
+                file.write(normalise(source.render(index), clip.origin, shape[1]).tobytes())
+                progress(index + 1, shape[0])
+            file.flush()
+            os.fsync(file.fileno())
         write_atomically(path.with_suffix(".json"), json.dumps([dataclasses.asdict(c) for c in source.clips]))
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        need_mb = 4 * shape[0] * shape[1] / 1e6
+        raise UserError(
+            f"{path.parent}: cannot hold the corpus of {need_mb:.0f} MB ({error.strerror}); free space or "
+            "choose another --storage"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -171,11 +220,15 @@ def _render(source: Source, path: Path, shape: tuple[int, int], progress: Callab
 def normalise(wave_T: np.ndarray, origin: str, num_samples: int) -> np.ndarray:
     """The clip with its mean removed and unit RMS, float32 [T]. Raises UserError for NaN or silence."""
     if wave_T.shape != (num_samples,):
-        raise UserError(f"{origin}: {wave_T.shape} samples where {num_samples} are needed; shorten corpus.clip_s")
+        raise UserError(
+            f"{origin}: {wave_T.shape} samples where {num_samples} are needed; shorten corpus.clip_s"
+        )
     if not np.isfinite(wave_T).all():
         raise UserError(f"{origin}: holds NaN or infinite samples; repair or remove the file")
     wave = wave_T - wave_T.mean(dtype=np.float64)
     rms = float(np.sqrt(np.mean(wave * wave, dtype=np.float64)))
     if rms < SILENCE_RMS:
-        raise UserError(f"{origin}: silent (RMS {rms:.1e} of full scale); remove the file or choose another piece")
+        raise UserError(
+            f"{origin}: silent (RMS {rms:.1e} of full scale); remove the file or choose another piece"
+        )
     return np.asarray(wave / rms, np.float32)

@@ -1,0 +1,67 @@
+"""Where a trial stands after an epoch: tensors as safetensors, the rest as JSON, nothing pickled.
+
+The two newest epochs are kept. A checkpoint counts only if its tensors match the checksum in its JSON, which is
+written last; a damaged one is passed over for the one before it, with a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from trainables.files import write_atomically
+
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write ``epoch-NNNN.safetensors`` and ``.json`` and drop all but the newest ``KEEP``."""
+    data = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()})
+    write_atomically(folder / f"epoch-{epoch:04d}.safetensors", data)
+    text = json.dumps({**state, "epoch": epoch, "crc32": zlib.crc32(data)}, allow_nan=False)
+    write_atomically(folder / f"epoch-{epoch:04d}.json", text + "\n")
+    for old in sorted(folder.glob("epoch-*.json"))[:-KEEP]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of the newest sound checkpoint, or None."""
+    for path in sorted(folder.glob("epoch-*.json"), reverse=True):
+        try:
+            state = json.loads(path.read_text())
+            data = path.with_suffix(".safetensors").read_bytes()
+            if zlib.crc32(data) != state["crc32"]:
+                raise ValueError("checksum differs")
+            return load(data), state
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            warnings.warn(f"{path.name}: damaged checkpoint passed over ({error})", stacklevel=2)
+    return None
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors."""
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, slots in optimizer.state_dict()["state"].items()
+        for key, value in slots.items()
+    }
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put ``pack_optimizer``'s tensors back; the groups' settings stay as the optimizer was built."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            slots.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,159 @@
+"""``tiny``: a small masked-patch transformer over log-mel spectrograms, whose weights ship with the project.
+
+It has the shape of its big relatives (patches of a mel spectrogram, transformer blocks, tokens on a time x band
+grid) at a size that a laptop trains in seconds. Weights are safetensors with a JSON sidecar that says how they
+were made; weights of another shape are refused with what was found and what was wanted.
+
+Shape legend: B batch, T samples, F frames, M mel bins, P time patches, N bands, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.errors import UserError
+from trainables.settings import build, to_dict
+
+WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyShape:
+    """Sizes of the encoder. ``frame_s`` and ``hop_s`` in seconds; a patch is patch_frames x patch_mels."""
+
+    sample_rate_hz: int = 16_000
+    frame_s: float = 0.064
+    hop_s: float = 0.020
+    num_mels: int = 64
+    low_hz: float = 50.0
+    high_hz: float = 7_800.0
+    patch_frames: int = 16
+    patch_mels: int = 8
+    width: int = 96
+    depth: int = 4
+    num_heads: int = 4
+    feature_mean: float = 0.0
+    feature_std: float = 1.0
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram of unit-level audio, standardised by two fixed numbers: wave_BT -> feature_BFM."""
+
+    window: Tensor
+    filters_KM: Tensor
+
+    def __init__(self, shape: TinyShape) -> None:
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks
+
+        self.shape = shape
+        self.size = round(shape.frame_s * shape.sample_rate_hz)
+        self.hop = round(shape.hop_s * shape.sample_rate_hz)
+        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
+        filters = melscale_fbanks(
+            self.size // 2 + 1, shape.low_hz, shape.high_hz, shape.num_mels, shape.sample_rate_hz, "slaney", "slaney"
+        )
+        self.register_buffer("filters_KM", filters, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        frames_BFS = wave_BT.unfold(-1, self.size, self.hop) * self.window
+        power_BFK = torch.fft.rfft(frames_BFS).abs().square()
+        feature = (power_BFK @ self.filters_KM).clamp_min(1e-6).log()
+        return (feature - self.shape.feature_mean) / self.shape.feature_std
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        batch, length, width = x_BLD.shape
+        qkv = self.qkv(self.norm1(x_BLD)).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        heads = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        x_BLD = x_BLD + self.out(heads.transpose(1, 2).reshape(batch, length, width))
+        return x_BLD + self.down(functional.gelu(self.up(self.norm2(x_BLD))))
+
+
+class Tiny(nn.Module):
+    """wave_BT -> features -> one token grid per layer. ``frames`` of a clip beyond whole patches are dropped."""
+
+    def __init__(self, shape: TinyShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.num_layers, self.width = shape.depth, shape.width
+        self.num_bands = shape.num_mels // shape.patch_mels
+        self.features = LogMel(shape)
+        self.embed = nn.Linear(shape.patch_frames * shape.patch_mels, shape.width)
+        self.band_position = nn.Parameter(torch.zeros(self.num_bands, shape.width))
+        self.blocks = nn.ModuleList(Block(shape.width, shape.num_heads) for _ in range(shape.depth))
+        nn.init.normal_(self.band_position, std=0.02)
+
+    def patches(self, feature_BFM: Tensor) -> Tensor:
+        """Patches on their grid, [B, P, N, patch_frames * patch_mels]."""
+        s = self.shape
+        num = feature_BFM.shape[1] // s.patch_frames
+        grid = feature_BFM[:, : num * s.patch_frames].unflatten(2, (self.num_bands, s.patch_mels))
+        return grid.unflatten(1, (num, s.patch_frames)).transpose(2, 3).flatten(3)
+
+    def embed_patches(self, patch_BPNK: Tensor) -> Tensor:
+        """Patch tokens with their positions, [B, P, N, D]."""
+        time_PD = _sinusoids(patch_BPNK.shape[1], self.width).to(patch_BPNK.device)
+        return self.embed(patch_BPNK) + self.band_position + time_PD[:, None]
+
+    def tokens(self, feature_BFM: Tensor, layer: int = 0) -> Tensor:
+        """Token grid [B, P, N, D] after block ``layer`` (counted from 1; 0 means the last)."""
+        x = self.embed_patches(self.patches(feature_BFM))
+        grid, x = x.shape, x.flatten(1, 2)
+        for block in self.blocks[: layer or self.num_layers]:
+            x = block(x)
+        return x.view(grid)
+
+
+def _sinusoids(count: int, width: int) -> Tensor:
+    angle = torch.arange(count)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(1e4) / width))
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def load_tiny(checkpoint: str | None) -> Tiny:
+    """The encoder with the shipped weights, or with those of ``checkpoint`` (safetensors beside its JSON).
+
+    Raises:
+        UserError: the file is missing, is not safetensors, or holds an encoder of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(checkpoint) if checkpoint else WEIGHTS
+    sidecar = path.with_suffix(".json")
+    if not path.is_file() or not sidecar.is_file():
+        raise UserError(f"encoder.checkpoint = {str(path)!r}: expected a .safetensors file with its .json beside it")
+    try:
+        encoder = Tiny(build(TinyShape, json.loads(sidecar.read_text())["shape"]))
+        encoder.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"encoder.checkpoint = {str(path)!r}: not weights of `tiny` ({reason})") from error
+    return encoder
+
+
+def save_tiny(encoder: Tiny, path: Path, record: dict[str, object]) -> None:
+    """Write weights and the sidecar with the encoder's shape and ``record`` (how the weights were made)."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, path)
+    path.with_suffix(".json").write_text(json.dumps({"shape": to_dict(encoder.shape), **record}, indent=1) + "\n")
