@@ -9,8 +9,10 @@ import pytest
 
 from trainables.errors import UserError
 from trainables.scoring.backends import DEFAULT, backends, prepare, score, score_all
+from trainables.scoring.density import LocalDensity, VarianceMin
 from trainables.scoring.domains import Backend, Fusion, Whole
-from trainables.scoring.knn import Nearest
+from trainables.scoring.knn import Banded, Mixed, Nearest
+from trainables.scoring.neighbours import COSINE, EUCLID
 from trainables.settings import ScoringConfig
 
 NUM_BANDS = 4
@@ -54,6 +56,42 @@ def test_the_registry_names_what_it_holds():
     assert DEFAULT in found
     assert ScoringConfig().backend == DEFAULT
     assert backends(NUM_BANDS)[DEFAULT] is not found[DEFAULT]
+
+
+def test_names_say_what_they_run():
+    found = backends(NUM_BANDS)
+    expected = {
+        "knn1": Nearest(k=1, metric=EUCLID),
+        "knn1_cosine": Nearest(k=1, metric=COSINE),
+        "knn4": Nearest(k=4, metric=EUCLID),
+        "knn4_cosine": Nearest(k=4, metric=COSINE),
+        "knn4_domain_min": Nearest(k=4, metric=EUCLID),
+        "knn1_domain_z": Nearest(k=1, metric=EUCLID),
+        "memmixup": Mixed(share=0.9, num_sources=None),  # as published
+        "ldn1_k4": LocalDensity(k=4, metric=EUCLID),
+        "ldn1_k4_cosine": LocalDensity(k=4, metric=COSINE),
+        "ldn1_k4_difference": LocalDensity(k=4, metric=EUCLID, difference=True),
+        "ldn1_domain_min": LocalDensity(k=16, k_target=9, metric=EUCLID, summed=True),  # as published
+        "varmin": VarianceMin(k=4, metric=EUCLID),
+        "beam_cosine": Banded(metric=COSINE),
+    }
+    assert {name: found[name].distance for name in expected} == expected
+    assert {name for name, b in found.items() if b.num_bands == NUM_BANDS} == {
+        "beam", "beam_cosine", "beam_domain_z", "fusion_min_z",
+    }  # fmt: skip
+    assert [member.name for member in found["fusion_min_z"].members] == [
+        "knn1",
+        "knn1_cosine",
+        "ldn1_k4",
+        "beam",
+    ]
+
+
+def test_embeddings_have_one_band_unless_told():
+    bank, is_target = make_bank()
+    found = score_all(bank, is_target, make_queries(), names=["beam", "knn1"])
+    np.testing.assert_allclose(found["beam"], found["knn1"], rtol=1e-12)
+    assert prepare(bank, is_target).num_bands == 1
 
 
 def test_scores_have_one_finite_number_per_query(backend):

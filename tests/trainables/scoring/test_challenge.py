@@ -83,6 +83,23 @@ def test_official_scores_are_named_by_year_and_split(year, machine, sections, na
     )
 
 
+@pytest.mark.parametrize(
+    ("year", "machine", "dev", "evaluation"),
+    [
+        (2020, "fan", (0, 2, 4, 6), (1, 3, 5)),
+        (2020, "ToyCar", (1, 2, 3, 4), (5, 6, 7)),
+        (2020, "ToyConveyor", (1, 2, 3), (4, 5, 6)),
+        (2021, "pump", (0, 1, 2), (3, 4, 5)),
+        (2022, "bearing", (0, 1, 2), (3, 4, 5)),
+    ],
+)
+def test_each_section_counts_in_its_split(year, machine, dev, evaluation):
+    for sections, split in ((dev, "dev"), (evaluation, "eval")):
+        for section in sections:
+            found = machine_metrics(year, machine, [section])
+            assert {name for name in found if "official" in name} == {f"{split}_official{year % 100}"}
+
+
 def test_bad_input_is_named():
     with pytest.raises(UserError, match="year = 2019: expected one of 2020 to 2026"):
         machine_metrics(2019, "fan", [0])
