@@ -1,0 +1,165 @@
+"""The confirmation stage: who is trained again, with which seeds, on the machines that no trial has seen.
+
+Finalists are chosen from the search trials alone: full-length trials by their last ``official`` on the search
+machines. Nothing scored on ``confirm`` machines is read here, so asking again after the stage gives the same answer.
+Jobs come seed by seed, so that a study interrupted half-way holds complete pairs for the seeds it has. A search
+extended after its confirmation may name another winner; that one gets names of its own (``c-best-t0031-s0``) and the
+earlier jobs stay what they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import search_spaces
+from study.folder import StudyFolder
+from study.search import ENTRY, build_job, label_of
+from trainables.errors import UserError
+from trainables.settings import Scalar
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
+
+Job = dict[str, Any]
+FROZEN = ("teacher", "oracle")
+FIRST_SEED = 1000  # confirmation draws what no search trial has drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A search trial that is confirmed.
+
+    name: ``best``, ``best2``, ... by rank. who: the group its jobs carry (``c-<who>-s<seed>``): its name, or the
+    recipe it is. baseline: that recipe's name, else None. official: its score on the search machines, in points.
+    """
+
+    name: str
+    who: str
+    trial_id: str
+    official: float
+    params: Mapping[str, Scalar]
+    baseline: str | None
+
+
+def ranking(folder: StudyFolder) -> list[tuple[float, Job]]:
+    """Full-length search trials with their last ``official``, best first; ties go to the earlier trial."""
+    found = []
+    for job_id in folder.job_ids():
+        job, result = folder.job(job_id), folder.result(job_id)
+        if job is None or result is None or job["role"] != "trial" or result["state"] != "finished":
+            continue
+        records = folder.records(job_id)
+        metrics = records[-1]["metrics"] if records else result["metrics"]
+        official = metrics.get("official")
+        if isinstance(official, int | float) and math.isfinite(official):
+            found.append((float(official), job))
+    return sorted(found, key=lambda pair: (-pair[0], pair[1]["id"]))
+
+
+def finalists(config: StudyConfig, folder: StudyFolder) -> list[Finalist]:
+    """The ``confirm.finalists`` best search trials, settings that repeat a better one left out.
+
+    A published recipe that ranks among them is one of them, under its own name.
+    """
+    recipes = {name: dict(params) for name, params in search_spaces.load(config.system).RECIPES.items()}
+    chosen: list[Finalist] = []
+    for official, job in ranking(folder):
+        if len(chosen) >= config.confirm.finalists:
+            break
+        params = dict(job["params"])
+        if any(params == f.params for f in chosen):
+            continue
+        baseline = job["baseline"] or next((name for name, known in recipes.items() if known == params), None)
+        name = "best" if not chosen else f"best{len(chosen) + 1}"
+        who = baseline or name
+        chosen.append(
+            Finalist(
+                name=name, who=who, trial_id=job["id"], official=official, params=params, baseline=baseline
+            )
+        )
+    if not config.confirm.seeds:
+        return chosen
+    return [dataclasses.replace(f, who=_free_name(config, folder, f)) for f in chosen]
+
+
+def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY) -> list[Job]:
+    """All jobs of the confirmation stage, seed by seed; none without seeds or without a finished trial.
+
+    Raises:
+        UserError: ``confirm.recipes`` names a recipe that the system does not have.
+    """
+    recipes = search_spaces.load(config.system).RECIPES
+    for name in config.confirm.recipes:
+        if name not in recipes:
+            raise UserError(f"confirm.recipes: {name!r} is no recipe; allowed are {', '.join(recipes)}")
+    chosen = finalists(config, folder)
+    if not chosen:
+        return []
+    cache_dir = folder.path.absolute().parent / "cache"
+    frozen = dataclasses.replace(config, system="frozen")
+
+    def job(who: str, seed: int, **rest: Any) -> Job:
+        return build_job(
+            rest.pop("config", config),
+            folder,
+            job_id=job_name(who, seed),
+            role="confirm",
+            cache_dir=cache_dir,
+            seed=FIRST_SEED + seed,
+            split="confirm",
+            entry=entry,
+            **rest,
+        )
+
+    jobs = []
+    for seed in range(config.confirm.seeds):
+        for who in FROZEN:
+            jobs.append(job(who, seed, config=frozen, params={"reference": who}, label=f"frozen {who}"))
+        for who in config.confirm.recipes:
+            label = f"{who}: {label_of(recipes[who])}"
+            jobs.append(job(who, seed, params=recipes[who], label=label, baseline=who))
+        for finalist in chosen:
+            if finalist.who in config.confirm.recipes:
+                continue
+            label = f"{finalist.name}: {label_of(finalist.params)}"
+            made = job(finalist.who, seed, params=finalist.params, label=label, baseline=finalist.baseline)
+            jobs.append({**made, "source": finalist.trial_id})
+    return jobs
+
+
+def job_name(who: str, seed: int) -> str:
+    """The id of a confirmation job."""
+    return f"c-{who}-s{seed}"
+
+
+def read_name(job_id: str) -> tuple[str, int] | None:
+    """Who and seed of a confirmation job's id, None for other ids."""
+    match = re.fullmatch(r"c-(.+)-s(\d+)", job_id)
+    return (match[1], int(match[2])) if match else None
+
+
+def student_path(config: StudyConfig, folder: StudyFolder) -> Path | None:
+    """The checkpoint of the best setting's first confirmed seed, None if there is none."""
+    for finalist in finalists(config, folder)[:1]:
+        for seed in range(config.confirm.seeds):
+            result = folder.result(job_name(finalist.who, seed))
+            if result is not None and result["state"] == "finished":
+                return folder.checkpoint_path(job_name(finalist.who, seed))
+    return None
+
+
+def _free_name(config: StudyConfig, folder: StudyFolder, finalist: Finalist) -> str:
+    """The finalist's own name unless jobs of another setting have taken it."""
+    if finalist.baseline:
+        return finalist.who
+    for job_id in folder.job_ids():
+        named, job = read_name(job_id), folder.job(job_id)
+        if named and named[0] == finalist.name and job is not None and job["params"] != finalist.params:
+            return f"{finalist.name}-{finalist.trial_id}"
+    return finalist.name

@@ -1,0 +1,292 @@
+"""What a study found, in sentences.
+
+Every sentence is computed from a ``Summary``: its verb follows the interval, so the same code says "scores more",
+"scores less" or that the interval includes zero. A question the study cannot answer yields a sentence that says so or
+none at all, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import search_spaces
+from study import statistics
+from study.statistics import Estimate
+from study.summary import BEST_TITLE, Method, Summary, count
+from trainables.errors import UserError
+
+# -- wording ----------------------------------------------------------------------------------------------------------
+
+
+def points(estimate: Estimate, *, signed: bool = False) -> str:
+    """``61.2 [59.8, 62.7]``; with ``signed``, ``+4.2 [2.9, 5.5]``."""
+    spec = "+.1f" if signed else ".1f"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:{spec}} [no interval]"
+    return f"{estimate.mean:{spec}} [{_tidy(estimate.low)}, {_tidy(estimate.high)}]"
+
+
+def percent(estimate: Estimate | None) -> str:
+    """``48% [30%, 71%]`` of a share."""
+    if estimate is None:
+        return "no gap"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.0%} [no interval]"
+    return f"{estimate.mean:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
+
+
+def _tidy(value: float) -> str:
+    text = f"{value:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def _size(estimate: Estimate) -> str:
+    return f"{count(estimate.num_seeds, 'seed')}, {count(estimate.num_machines, 'machine')}"
+
+
+def verdict(paired: Estimate) -> str:
+    """What a paired difference lets one say."""
+    if paired.low is None:
+        return "one machine and one seed give no interval, so this says nothing about other machines"
+    if paired.above_zero:
+        return "a gain"
+    if paired.below_zero:
+        return "a loss"
+    return "the interval includes zero, so no difference is shown"
+
+
+def where(key: str) -> str:
+    """A cell ``subset/band`` of the grid in words."""
+    subset, band = key.split("/")
+    noise = {"stationary": "stationary", "nonstationary": "non-stationary", "mismatched": "mismatched"}[
+        subset
+    ]
+    return f"at {band} SNR in {noise} noise"
+
+
+def name_of(method: Method) -> str:
+    """A method inside a sentence."""
+    if method.title == BEST_TITLE:
+        return "the best found setting"
+    return {"teacher": "the frozen teacher", "oracle": "the oracle", "paper": "the paper's setting"}.get(
+        method.who, method.title.lower()
+    )
+
+
+# -- findings ---------------------------------------------------------------------------------------------------------
+
+
+def findings(summary: Summary) -> list[str]:
+    """The key findings, most important first."""
+    return [
+        sentence
+        for part in (
+            _headline,
+            _overall,
+            _against_paper,
+            _where_it_sits,
+            _recipes,
+            _what,
+            _mattered,
+            _searched,
+        )
+        for sentence in part(summary)
+    ]
+
+
+def _headline(summary: Summary) -> Iterator[str]:
+    best, teacher = summary.methods.get(summary.best_who), summary.methods.get("teacher")
+    if summary.best is None:
+        yield "No search trial ran to its last epoch: there is no best setting to report."
+        return
+    if summary.best.baseline:
+        yield (
+            f"No sampled setting beat the published recipes on the search machines: the best of the study is the "
+            f"recipe {summary.best.baseline!r} ({summary.best.trial_id})."
+        )
+    if best is None or teacher is None or not best.scores:
+        yield from _search_only(summary)
+        return
+    paired = best.versus_teacher.get(summary.low)
+    if paired is None:
+        yield (
+            f"On held-out machines at {summary.low} SNR {name_of(best)} cannot be compared with the frozen teacher: no "
+            f"seed and machine is scored for both."
+        )
+        return
+    shared = "" if best.seeds == teacher.seeds else "; the difference is over the seeds both have"
+    yield (
+        f"On held-out machines at {summary.low} SNR, {name_of(best)} scores {points(best.scores[summary.low])} against "
+        f"the frozen teacher's {teacher.scores[summary.low].mean:.1f} ({points(paired, signed=True)}, "
+        f"{_size(paired)}): {verdict(paired)}{_machines(summary, best.who, summary.low)}{shared}."
+    )
+    yield _gap(summary, best)
+
+
+def _search_only(summary: Summary) -> Iterator[str]:
+    best = summary.best
+    assert best is not None
+    teacher = summary.methods["teacher"].search.get("official")
+    against = f" (frozen teacher {teacher:.1f})" if teacher is not None else ""
+    yield (
+        f"Nothing was confirmed on held-out machines. On the search machines, which chose it and so flatter it, the "
+        f"best trial {best.trial_id} scores {best.official:.1f}{against}."
+    )
+
+
+def _gap(summary: Summary, best: Method) -> str:
+    oracle = summary.versus("oracle", "teacher", summary.low)
+    if oracle is None:
+        return "The oracle was not scored on the held-out machines, so the share of its gap is unknown."
+    if best.gap is None:
+        return (
+            f"At {summary.low} SNR the oracle does not score more than the frozen teacher "
+            f"({points(oracle, signed=True)}): there is no gap to close."
+        )
+    ahead = best.gap.mean > 0
+    text = (
+        f"{name_of(best)} {'closes' if ahead else 'widens the gap to the oracle by'} {abs(best.gap.mean):.0%} "
+        f"{'of the gap to the oracle ' if ahead else ''}at {summary.low} SNR"
+    )
+    text = text[:1].upper() + text[1:]
+    if best.gap.low is None or best.gap.high is None:
+        gap = points(oracle, signed=True)
+        return f"{text}, but the gap itself ({gap}) is too uncertain for an interval of that share."
+    low, high = best.gap.low, best.gap.high
+    return f"{text} (95% interval of the share closed {low:.0%} to {high:.0%})."
+
+
+def _machines(summary: Summary, who: str, band: str) -> str:
+    """On how many held-out machines the method is ahead of the teacher."""
+    ahead = [gain for _, gain in gains_by_machine(summary, who, band)]
+    if not ahead:
+        return ""
+    return f"; it is ahead on {sum(gain > 0 for gain in ahead)} of {count(len(ahead), 'machine')}"
+
+
+def gains_by_machine(summary: Summary, who: str, band: str | None) -> list[tuple[str, float]]:
+    """Mean paired difference to the teacher for each held-out machine, in points."""
+    one, two = (summary.methods[name].cells if name in summary.methods else None for name in (who, "teacher"))
+    if one is None or two is None:
+        return []
+    found = []
+    for machine in one.machines:
+        if machine in two.machines:
+            paired = statistics.difference(
+                one.only(machine).where(band=band), two.only(machine).where(band=band)
+            )
+            if paired is not None:
+                found.append((machine, paired.mean))
+    return found
+
+
+def _overall(summary: Summary) -> Iterator[str]:
+    best = summary.methods.get(summary.best_who)
+    paired = best.versus_teacher.get("") if best else None
+    if best is None or paired is None:
+        return
+    yield (
+        f"Over all SNRs and noises {name_of(best)} scores {points(best.scores[''])} against the frozen teacher's "
+        f"{summary.methods['teacher'].scores[''].mean:.1f} ({points(paired, signed=True)}): {verdict(paired)}."
+    )
+
+
+def _against_paper(summary: Summary) -> Iterator[str]:
+    best, paper = summary.methods.get(summary.best_who), summary.methods.get("paper")
+    if best is None or paper is None or best.who == "paper" or not best.scores:
+        return
+    pairs = [(summary.versus(best.who, "paper", band), band) for band in (summary.low, None)]
+    if any(paired is None for paired, _ in pairs):
+        yield f"Whether {name_of(best)} beats the paper's setting is open: they share no confirmed seed and machine."
+        return
+    (low, _), (whole, _) = pairs
+    assert low is not None
+    assert whole is not None
+    yield (
+        f"Against the paper's setting {name_of(best)} differs by {points(low, signed=True)} at {summary.low} SNR "
+        f"({verdict(low)}) and by {points(whole, signed=True)} over all SNRs ({verdict(whole)})."
+    )
+
+
+def _where_it_sits(summary: Summary) -> Iterator[str]:
+    best = summary.methods.get(summary.best_who)
+    cells = {key: e for key, e in (best.versus_teacher if best else {}).items() if "/" in key}
+    if len(cells) < 2:
+        return
+    most = max(cells, key=lambda key: cells[key].mean)
+    least = min(cells, key=lambda key: cells[key].mean)
+    up, down = (sum(getattr(e, side) for e in cells.values()) for side in ("above_zero", "below_zero"))
+    yield (
+        f"Of {len(cells)} cells of subset and SNR, {up} gain and {down} lose beyond their interval. The difference to "
+        f"the teacher is largest {where(most)} ({points(cells[most], signed=True)}) and smallest "
+        f"{where(least)} ({points(cells[least], signed=True)})."
+    )
+
+
+def _recipes(summary: Summary) -> Iterator[str]:
+    rows = [
+        (m.versus_teacher[""], m)
+        for m in summary.methods.values()
+        if m.who not in ("teacher", "oracle")
+        and "" in m.versus_teacher
+        and m.title in _recipe_titles(summary)
+    ]
+    if not rows:
+        return
+    rows.sort(key=lambda row: -row[0].mean)
+    parts = [f"{name_of(m)} {points(paired, signed=True)}" for paired, m in rows]
+    yield f"Published recipes against the frozen teacher, held-out machines, all SNRs: {'; '.join(parts)}."
+
+
+def _recipe_titles(summary: Summary) -> set[str]:
+    recipes = search_spaces.load(summary.config.system).RECIPES
+    return {summary.methods[who].title for who in recipes if who in summary.methods}
+
+
+def _what(summary: Summary) -> Iterator[str]:
+    if summary.best is None:
+        return
+    yield f"The best setting ({summary.best.trial_id}): {explain(summary)}."
+
+
+def explain(summary: Summary) -> str:
+    """The best setting in words, as far as its system can put it so."""
+    assert summary.best is not None
+    params = summary.best.params
+    try:
+        return str(search_spaces.load(summary.config.system).explain(params))
+    except (UserError, KeyError, AttributeError):
+        return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
+
+
+def _mattered(summary: Summary) -> Iterator[str]:
+    importance = summary.importance
+    if importance.reason:
+        yield f"Which parameters mattered cannot be said: {importance.reason}."
+        return
+    above = [bar for bar in importance.bars if bar.matters]
+    measured = f"(score at epoch {importance.epoch} of {importance.num_trials} trials, PED-ANOVA)"
+    if not above:
+        yield f"No searched parameter matters beyond chance {measured}."
+        return
+    parts = [f"{bar.name} ({bar.share:.0%})" for bar in above[:3]]
+    yield f"What mattered most among the searched parameters: {', '.join(parts)} {measured}."
+
+
+def _searched(summary: Summary) -> Iterator[str]:
+    trials = [run for run in summary.trials if run.state != "open"]
+    if not trials:
+        return
+    states = {state: sum(run.state == state for run in trials) for state in ("finished", "stopped", "failed")}
+    planned = summary.config.training.epochs * len(trials)
+    trained = sum(run.epoch for run in trials)
+    yield (
+        f"{count(len(trials), 'trial')}: {states['finished']} ran to the end, {states['stopped']} stopped early, "
+        f"{states['failed']} failed; {planned - trained} of {planned} epochs were spared. "
+        f"All jobs took {hours(sum(run.worker_s for run in summary.runs))}."
+    )
+
+
+def hours(worker_s: float) -> str:
+    """Cost in words."""
+    return f"{worker_s / 3600:.2f} worker-hours" if worker_s >= 36 else f"{worker_s:.0f} worker-seconds"

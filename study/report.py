@@ -1,0 +1,386 @@
+"""The findings of a study: ``findings.md``, ``findings.html``, its figures, and the table on the terminal.
+
+    from study.report import print_comparison, write_report
+    print_comparison(write_report(StudyFolder(path), config))
+
+Everything is read from the study folder; a partial study gives a report that says what is missing. Files are replaced
+whole, so a crash leaves the report of before. A figure that cannot be drawn is left out and named, never fatal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from study import findings, health, plots, search_plots
+from study.confirm import FIRST_SEED
+from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
+from study.findings import percent, points
+from study.folder import StudyFolder
+from study.summary import SUBSETS, Method, Run, Summary, count, elapsed_s, summarise, text_of
+from trainables.files import write_atomically
+from trainables.settings import to_dict
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
+
+logger = logging.getLogger(__name__)
+
+FIGURES: dict[str, plots.Draw] = {
+    "bands.png": plots.band_curves,
+    "heat_map.png": plots.heat_map,
+    "machines.png": plots.machine_dots,
+    "best_setting.png": plots.best_setting,
+    "importance.png": search_plots.importance_bars,
+    "parallel.png": search_plots.parallel,
+    "pareto.png": search_plots.pareto,
+    "history.png": search_plots.history,
+}
+INTERVALS = (
+    "Mean over seeds of the harmonic mean of s_auc, t_auc and pAUC over machines, subsets and bands, in points (chance "
+    "50), with 95% intervals from resampling machines and seeds, widened for their small number."
+)
+SELECTION = (
+    "Search machines: these numbers chose the best trial and flatter it. For selection only, not a result."
+)
+
+
+def assess(folder: StudyFolder, config: StudyConfig) -> Summary:
+    """Read a study and say what it found and what to distrust; writes nothing."""
+    summary = summarise(folder, config)
+    return dataclasses.replace(
+        summary, findings=tuple(findings.findings(summary)), checks=tuple(health.health(summary))
+    )
+
+
+def write_report(folder: StudyFolder, config: StudyConfig) -> Summary:
+    """Assess the study, write the report into its folder, and return what it says; ``files`` are those written."""
+    summary = assess(folder, config)
+    drawn, undrawn = _draw(summary, folder.path)
+    missing = tuple(f"The figure {name} could not be drawn; the log says why." for name in undrawn)
+    summary = dataclasses.replace(
+        summary,
+        missing=summary.missing + missing,
+        files=(folder.path / "findings.md", folder.path / "findings.html", *drawn),
+    )
+    blocks = document(summary, {path.name: path for path in drawn})
+    write_atomically(folder.path / "findings.md", markdown(blocks))
+    write_atomically(folder.path / "findings.html", page(f"Findings: {summary.name}", blocks))
+    return summary
+
+
+def _draw(summary: Summary, path: Path) -> tuple[list[Path], list[str]]:
+    """Save the figures the study has data for; remove older ones it has none for."""
+    drawn, failed = [], []
+    with plots.style():
+        for name, draw in FIGURES.items():
+            (path / name).unlink(missing_ok=True)
+            try:
+                figure = draw(summary)
+                if figure is not None:
+                    plots.save(figure, path / name)
+                    drawn.append(path / name)
+            except Exception:  # weeks of compute must not lack their report for a figure
+                logger.exception("%s could not be drawn", name)
+                failed.append(name)
+    return drawn, failed
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def columns(summary: Summary) -> dict[str, str]:
+    """Slices of the grid in the comparison, with their titles."""
+    short = {"stationary": "stationary", "nonstationary": "non-stat.", "mismatched": "mismatched"}
+    return {"": "official", **{band: band for band in summary.bands}, **{s: short[s] for s in SUBSETS}}
+
+
+def title_of(summary: Summary, method: Method) -> str:
+    """A row's name; the best of the study is marked where it is a published recipe."""
+    marked = summary.best is not None and method.who == summary.best_who and summary.best.baseline
+    return f"{method.title} (= best)" if marked else method.title
+
+
+def confirmed_table(summary: Summary) -> Table:
+    """The comparison on held-out machines."""
+    names = columns(summary)
+    rows: list[tuple[str, ...]] = []
+    strong: int | None = None
+    for method in summary.methods.values():
+        if method.who == summary.best_who:
+            strong = len(rows)
+        values = [points(e) if (e := method.scores.get(key)) else "-" for key in names]
+        seeds = f"{len(method.seeds)}/{summary.config.confirm.seeds}" if method.seeds else "-"
+        rows.append((title_of(summary, method), *values, _gap_cell(method), seeds))
+    header = ("held-out", *names.values(), "gap closed", "seeds")
+    gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR. -: not confirmed."
+    scored = f"{count(len(summary.machines), 'held-out machine')}: {', '.join(summary.machines)}. {INTERVALS}"
+    return Table(header, tuple(rows), (scored, gap, *summary.notes), strong)
+
+
+def _gap_cell(method: Method) -> str:
+    if method.who in ("teacher", "oracle") or not method.scores:
+        return {"teacher": "0%", "oracle": "100%"}.get(method.who, "-") if method.scores else "-"
+    return percent(method.gap)
+
+
+def paired_table(summary: Summary) -> Table:
+    """Paired differences to the frozen teacher on held-out machines."""
+    names = columns(summary)
+    rows: list[tuple[str, ...]] = []
+    strong: int | None = None
+    for method in summary.methods.values():
+        if not method.versus_teacher:
+            continue
+        if method.who == summary.best_who:
+            strong = len(rows)
+        values = [points(e, signed=True) if (e := method.versus_teacher.get(key)) else "-" for key in names]
+        whole = method.versus_teacher.get("")
+        share = f"{whole.share_above:.0%}" if whole and whole.share_above is not None else "-"
+        rows.append((title_of(summary, method), *values, share))
+    note = (
+        "Method minus frozen teacher, same seeds, machines and mixtures, in points. The last column is the share of "
+        "resamples above zero; with few machines it overstates certainty, so the interval decides."
+    )
+    return Table(
+        ("minus teacher", *names.values(), "resamples > 0"), tuple(rows), (note, *summary.notes), strong
+    )
+
+
+def search_table(summary: Summary) -> Table:
+    """The same rows on the search machines."""
+    names = columns(summary)
+    rows: list[tuple[str, ...]] = []
+    strong: int | None = None
+    stopped = False
+    for method in summary.methods.values():
+        run = method.search_run
+        if run is None:
+            continue
+        if method.who == summary.best_who:
+            strong = len(rows)
+        early = run.role == "trial" and run.state != "finished"
+        stopped |= early
+        values = []
+        for key in names:
+            value = method.search.get(f"{key}/official" if key else "official")
+            values.append(f"{value:.1f}{'*' if early else ''}" if value is not None else "-")
+        gap = method.search.get("gap_closed")
+        shown = "-" if gap is None or run.role == "baseline" else f"{gap:.0%}"
+        rows.append((title_of(summary, method), *values, shown, run.id))
+    notes = [SELECTION]
+    if stopped:
+        notes.append("* stopped early, failed or not over: the last full scoring of a shorter training.")
+    header = ("search", *names.values(), "gap closed", "run")
+    return Table(header, tuple(rows), (*notes, *summary.notes), strong)
+
+
+# -- the document -----------------------------------------------------------------------------------------------------
+
+
+def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
+    """The whole report. ``figures`` are the files that could be drawn, by name."""
+
+    def picture(name: str, caption: str) -> list[Block]:
+        return [Picture(figures[name], caption)] if name in figures else []
+
+    best = summary.methods.get(summary.best_who)
+    title = best.title if best else "the best setting"
+    blocks: list[Block] = [
+        Heading(f"Findings: {summary.name}", 1),
+        Heading("Key findings"),
+        Bullets(summary.findings, frozenset({0})),
+    ]
+    if summary.missing:
+        blocks += [Heading("What is missing", 3), Bullets(summary.missing)]
+    blocks += [Heading("Comparison")]
+    if summary.confirmed:
+        blocks += [confirmed_table(summary)]
+        if any(method.versus_teacher for method in summary.methods.values()):
+            blocks += [Heading("Paired differences", 3), paired_table(summary)]
+    else:
+        blocks += [Text("Nothing was scored on held-out machines, so there is no table of results.")]
+    blocks += [Heading("For selection only: the search machines", 3), search_table(summary)]
+    if figures.keys() & {"bands.png", "heat_map.png", "machines.png"}:
+        blocks += [
+            Heading("Where the differences sit"),
+            *picture(
+                "bands.png",
+                "Official score over SNR bands for each subset, held-out machines, mean of seeds. Bars: 95% interval "
+                "of the paired difference to the frozen teacher.",
+            ),
+            *picture(
+                "heat_map.png",
+                f"{title} minus frozen teacher, subset by SNR band, held-out machines, with 95% intervals (paired).",
+            ),
+            *picture(
+                "machines.png", f"{title} minus frozen teacher for each held-out machine, mean of seeds."
+            ),
+        ]
+    if summary.best is not None:
+        blocks += [
+            Heading("The best setting"),
+            Text(f"{summary.best.trial_id}: {findings.explain(summary)}."),
+            *picture(
+                "best_setting.png",
+                "Lambda over the SNR of a mixture, and the SNRs trained on, over training.",
+            ),
+            Table(("parameter", "value"), tuple((k, _value(v)) for k, v in summary.best.params.items())),
+        ]
+    blocks += [Heading("What mattered")]
+    if summary.importance.reason:
+        blocks += [Text(f"{summary.importance.reason[:1].upper()}{summary.importance.reason[1:]}.")]
+    blocks += [
+        *picture(
+            "importance.png",
+            "Importance of each parameter, blue where it exceeds chance (one idle parameter in twenty does). Grey "
+            "words: the choice that a conditional parameter hangs on.",
+        ),
+        *picture("parallel.png", "Every trial through its parameters; search machines."),
+        Heading("The search"),
+        *picture(
+            "history.png",
+            "Left: trials in order. Right: learning curves and early stopping. Search machines.",
+        ),
+        *picture("pareto.png", "What low SNR costs at high SNR: full-length trials, search machines."),
+        Heading("Health checks"),
+        Bullets(
+            tuple(f"{level}: {text}" for level, text in summary.checks),
+            frozenset(i for i, check in enumerate(summary.checks) if check[0] == health.LOOK),
+        ),
+        Heading("Cost and failures"),
+        *_cost(summary),
+        Heading("How it was made"),
+        *_provenance(summary),
+    ]
+    return blocks
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cost(summary: Summary) -> list[Block]:
+    rows = []
+    for role in ("trial", "baseline", "confirm"):
+        runs = [run for run in summary.runs if run.role == role]
+        if runs:
+            states = [f"{n} {s}" for s in ("finished", "stopped", "failed", "open") if (n := _num(runs, s))]
+            rows.append(
+                (role, str(len(runs)), ", ".join(states), findings.hours(sum(r.worker_s for r in runs)))
+            )
+    total = findings.hours(sum(run.worker_s for run in summary.runs))
+    rows.append(("all", str(len(summary.runs)), "", total))
+    wall = elapsed_s(summary.runs)
+    span = (
+        f"From the first start to the last end: {wall / 60:.0f} minutes."
+        if wall
+        else "Start times are not recorded."
+    )
+    blocks: list[Block] = [Table(("role", "jobs", "ended", "cost"), tuple(rows), (span,))]
+    failed = [run for run in summary.runs if run.state == "failed"]
+    if failed:
+        listed = tuple((r.id, r.label, str(r.epoch), r.reason or "no reason recorded") for r in failed)
+        blocks += [Heading("Failures", 3), Table(("job", "what", "last epoch", "reason"), listed)]
+    else:
+        blocks += [Text("No job failed.")]
+    return blocks
+
+
+def _num(runs: list[Run], state: str) -> int:
+    return sum(run.state == state for run in runs)
+
+
+def _provenance(summary: Summary) -> list[Block]:
+    study, config = summary.study, summary.config
+    versions = study.get("versions") or {}
+    workers = sorted({run.num_workers for run in summary.runs if run.duration_s})
+    seeds = range(FIRST_SEED, FIRST_SEED + config.confirm.seeds)
+    facts = {
+        "command": study.get("command"),
+        "commit": study.get("commit") or versions.get("commit"),
+        "versions": {k: v for k, v in versions.items() if k not in ("commit", "hardware")},
+        "hardware": study.get("hardware") or versions.get("hardware"),
+        "workers per job": workers,
+        "created": study.get("created"),
+        "identity": study.get("identity"),
+        "seeds": f"search and trials {config.search.seed}; confirmation {', '.join(map(str, seeds)) or 'none'}; "
+        f"bootstrap 0; corpus {config.corpus.seed}",
+        "scoring": f"back end {config.scoring.backend}, oracle lambda {config.scoring.oracle_lambda:g}",
+    }
+    rows = tuple((k, text_of(v) if v else "not recorded") for k, v in facts.items())
+    return [
+        Table(("fact", "value"), rows),
+        Text("Settings:"),
+        Code(json.dumps(to_dict(config), indent=1)),
+    ]
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def print_comparison(summary: Summary, *, file: TextIO | None = None, width: int | None = None) -> None:
+    """Print the comparison on held-out machines, then the selection numbers, fitting ``width`` columns."""
+    out = file or sys.stdout
+    width = width or shutil.get_terminal_size((100, 24)).columns
+
+    def say(text: str) -> None:
+        print(textwrap.fill(text, max(width or 0, 40)), file=out)
+
+    if summary.confirmed:
+        names = ", ".join(summary.machines)
+        say(f"Held-out machines ({names}): official score in points, 95% intervals below")
+        _print_table(_two_lines(confirmed_table(summary)), out, width)
+        for note in summary.notes:
+            say(note)
+    else:
+        say("Nothing was scored on held-out machines: no results, only the numbers of the search.")
+    print(file=out)
+    say("Search machines, for selection only: these numbers chose the best trial and flatter it")
+    table = search_table(summary)
+    _print_table([[(cell, "") for cell in row] for row in (table.header, *table.rows)], out, width)
+    for note in (*(note for note in table.notes if note.startswith("*")), *summary.notes):
+        say(note)
+
+
+def _two_lines(table: Table) -> list[list[tuple[str, str]]]:
+    """Header and rows with each ``mean [low, high]`` split over two lines."""
+    rows = []
+    for row in (table.header, *table.rows):
+        cells = []
+        for cell in row:
+            mean, bracket, inside = cell.partition(" [")
+            low_high = inside.rstrip("]").replace(", ", "..")
+            cells.append((mean, low_high if low_high != "no interval" else "") if bracket else (cell, ""))
+        rows.append(cells)
+    return rows
+
+
+def _print_table(rows: list[list[tuple[str, str]]], out: TextIO, width: int) -> None:
+    """Columns that do not fit go into a further block under the same row names."""
+    sizes = [max(len(line) for row in rows for line in row[i]) for i in range(len(rows[0]))]
+    start = 1
+    while start < len(sizes):
+        end, used = start, sizes[0]
+        while end < len(sizes) and (end == start or used + 2 + sizes[end] <= width):
+            used += 2 + sizes[end]
+            end += 1
+        for number, row in enumerate(rows):
+            for line in range(2):
+                cells = [row[0][line].ljust(sizes[0])] + [
+                    row[i][line].rjust(sizes[i]) for i in range(start, end)
+                ]
+                if any(cell.strip() for cell in cells):
+                    print("  ".join(cells).rstrip(), file=out)
+            if number == 0:
+                print("-" * used, file=out)
+        start = end
+        if start < len(sizes):
+            print(file=out)
