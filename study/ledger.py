@@ -1,0 +1,88 @@
+"""What the tracking events of a study have said so far, and what its folder knows beyond that.
+
+The ledger is rebuilt from the delivered events at every opening. It makes delivery idempotent where time
+stamps cannot: an epoch or an end told again, by a resumed job or from the folder, is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from study import run_text
+from study.folder import StudyFolder
+from study.spool import Event
+
+
+@dataclass
+class Ledger:
+    """By job: how it was described, its epochs, how it ended, and whether its table was sent."""
+
+    study: dict[str, Any] = field(default_factory=dict)
+    description: str = ""
+    started: dict[str, dict[str, Any]] = field(default_factory=dict)
+    epochs: dict[str, set[int]] = field(default_factory=dict)
+    ended: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: set[str] = field(default_factory=set)
+
+    def note(self, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "start":
+            self.study, self.description = event["study"], event["description"]
+        elif kind == "job_started":
+            self.started[event["job"]["id"]] = event["job"]
+        elif kind == "job_reported":
+            self.epochs.setdefault(event["id"], set()).add(event["record"]["epoch"])
+        elif kind == "job_ended":
+            self.ended[event["id"]] = event["result"]
+        elif kind == "table":
+            self.tables.add(event["id"])
+        elif kind == "baseline":
+            self.started[event["job"]["id"]] = event["job"]
+            self.ended[event["job"]["id"]] = {**event["record"], "state": "finished"}
+
+    def has(self, event: Event) -> bool:
+        """Does ``event`` say nothing new? A job that ended stays ended."""
+        if event.get("again"):
+            return False  # it was refused before, and noted all the same
+        kind, job_id = event["kind"], str(event["job"]["id"] if "job" in event else event.get("id"))
+        if kind == "job_reported":
+            return event["record"]["epoch"] in self.epochs.get(job_id, ())
+        if kind in ("job_started", "job_ended", "baseline") and job_id in self.ended:
+            return True
+        told = {"job_started": self.started, "table": self.tables}.get(kind, ())
+        return bool(event.get("missed")) and job_id in told
+
+    def missing(self, folder: StudyFolder) -> Iterator[Event]:
+        """Events that never reached the spool, from the study's folder: the driver died between the two.
+
+        They are marked ``missed``: by the time they are delivered, the study may have told the same itself.
+        """
+        for job_id in folder.job_ids():
+            job, result, records = folder.job(job_id), folder.result(job_id), folder.records(job_id)
+            if job is None:
+                continue
+            events: list[Event] = []
+            if job["role"] == "baseline":
+                if records:
+                    events.append({"kind": "baseline", "job": public(job), "record": slim(records[-1])})
+            elif result is not None or job_id in self.started:
+                events.append({"kind": "job_started", "job": public(job)})
+                events += [{"kind": "job_reported", "id": job_id, "record": slim(r)} for r in records]
+                if result is not None:
+                    events.append({"kind": "job_ended", "id": job_id, "result": slim(result)})
+            if (result is not None or job["role"] == "baseline") and folder.table(job_id):
+                events.append({"kind": "table", "id": job_id})
+            yield from (m for m in ({"missed": True, **event} for event in events) if not self.has(m))
+
+
+def slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record or result as the spool keeps it: headline metrics only, no table."""
+    kept = {key: record[key] for key in ("epoch", "state", "reason", "duration_s") if key in record}
+    return {**kept, "metrics": run_text.metrics(record)}
+
+
+def public(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What tracking needs of a job: paths on this machine are left out."""
+    return {key: job[key] for key in ("id", "role", "trial", "label", "baseline", "params") if key in job}

@@ -1,0 +1,119 @@
+"""Events on their way to a slow or absent reader: an append-only file, and how far each reader got.
+
+::
+
+    <spool>/events.jsonl     every event of the study, in order; never rewritten
+           /cursors.json     {reader: bytes of events.jsonl it has taken}
+           /refused.jsonl    events a reader would not take, each with the reason
+
+``append`` returns once the event is on disk. An event is never changed, reordered or dropped. A reader's
+cursor moves past an event only after the event was delivered, so a crash in between delivers that one event
+again: delivery must be idempotent. A last line cut short by a crash is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainables.files import write_atomically
+
+Event = dict[str, Any]
+
+
+class Spool:
+    """The spool under ``path``, as one ``reader`` sees it. One process at a time; any thread may append."""
+
+    def __init__(self, path: Path, reader: str) -> None:
+        self.path = path
+        self._events = path / "events.jsonl"
+        self._cursors = path / "cursors.json"
+        self._refused = path / "refused.jsonl"
+        self._reader = reader
+        self._lock = threading.Lock()
+        path.mkdir(parents=True, exist_ok=True)
+        with open(self._events, "a+b") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")
+        self.opened_at = self._events.stat().st_size
+        cursor = self._read_cursors().get(reader, 0)
+        self._cursor = cursor if 0 <= cursor <= self.opened_at else 0
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Keep one event for good. Raises OSError when the disk does not take it."""
+        line = json.dumps(event, default=str).encode() + b"\n"
+        with self._lock, open(self._events, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+
+    def next(self) -> tuple[Event, int] | None:
+        """The first event not yet taken and the position after it; None when there is none."""
+        return next(self._read(self._cursor), None)
+
+    def take(self, position: int) -> None:
+        """Everything before ``position`` is delivered."""
+        self._cursor = position
+        cursors = {**self._read_cursors(), self._reader: position}
+        write_atomically(self._cursors, json.dumps(cursors, indent=1) + "\n")
+
+    def taken(self) -> Iterator[Event]:
+        """The events this reader has, in order."""
+        for event, position in self._read(0):
+            if position > self._cursor:
+                return
+            yield event
+
+    def rewind(self) -> None:
+        """The reader has lost what it took: deliver everything again."""
+        self.take(0)
+
+    def num_waiting(self) -> int:
+        return sum(1 for _ in self._read(self._cursor))
+
+    def refuse(self, event: Mapping[str, Any], reason: str) -> None:
+        """Put aside an event that its reader will never take as it stands."""
+        with open(self._refused, "a") as file:
+            file.write(json.dumps({"reason": reason, "event": event}) + "\n")
+
+    def retry_refused(self) -> None:
+        """Append the refused events once more, marked ``again``: by now a permission or a file may be there."""
+        if not self._refused.exists():
+            return
+        for line in self._refused.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                self.append({**json.loads(line)["event"], "again": True})
+        self._refused.unlink()
+
+    def num_refused(self) -> int:
+        return len(self._refused.read_text().splitlines()) if self._refused.exists() else 0
+
+    def _read(self, position: int) -> Iterator[tuple[Event, int]]:
+        with open(self._events, "rb") as file:
+            file.seek(position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # being written
+                position += len(line)
+                try:
+                    yield json.loads(line), position
+                except json.JSONDecodeError:
+                    continue  # cut short by a crash
+
+    def _read_cursors(self) -> dict[str, int]:
+        try:
+            return json.loads(self._cursors.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}

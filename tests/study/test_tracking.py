@@ -1,0 +1,274 @@
+"""The MLflow mirror: what a study looks like there, also after it was resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study import tracking
+from study.spool import Spool
+from study.tracking import redact
+from tests.study.mirrored_study import Study, empty_store, job, record, result, until
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    study = Study(tmp_path)
+    yield study
+    study.tracker.close(0)
+
+
+def test_contract(study: Study) -> None:
+    tracker = study.tracker
+    tracker.start(study.json, "Searches lambda.")
+    teacher = job("b-teacher", role="baseline", baseline="teacher", label="frozen teacher", params={})
+    study.folder.write_job(teacher)
+    study.folder.append_record("b-teacher", {**record(1), "table": [{"machine": "fan"}]})
+    tracker.baseline(teacher, record(1))
+    wide = {f"knob{i}": i for i in range(150)} | {"lambda_kind": "ramp", "essay": "x" * 7000}
+    trial, paper = job(params=wide), job("t0000", baseline="paper", label="constant, fixed, fixed")
+    study.begin(trial)
+    for epoch in (1, 2, 3):
+        study.report(trial, epoch, table=epoch == 3)
+    study.end(trial, result(3))
+    study.begin(paper)
+    study.report(paper, 1)
+    study.end(paper, result(1, "stopped"))
+    broken = job("t0004")
+    study.begin(broken)
+    study.end(broken, result(1, "failed", "loss is not a number"))
+    again = job("c-best-s1", role="confirm", label="best")
+    study.begin(again)
+    findings = study.folder.path / "findings.md"
+    findings.write_text("# Findings\n")
+    tracker.log_artifacts([findings])
+    tracker.set_parent({"best/official": 63.0, "nan": float("nan")}, {"winner": "t0003"})
+    tracker.finish("FINISHED")
+    assert tracker.close(60) == 0
+
+    runs = study.runs()
+    parent = runs.pop("quick")
+    assert parent.data.tags["role"] == "study"
+    assert parent.data.tags["winner"] == "t0003"
+    assert parent.data.metrics == {"best/official": 63.0}
+    assert parent.data.params["search.trials"] == "12"
+    assert parent.info.status == "FINISHED"
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("Searches lambda.")
+    assert "1 failed, 1 finished, 1 stopped" in note
+    assert "**t0003 snr_sigmoid / self_paced / dwa**, official 63.0" in note
+    assert study.artifacts("quick") == ["findings.md"]
+    assert study.experiment.tags["mlflow.experiment.primaryMetric.name"] == "official"
+    assert study.experiment.artifact_location == str(study.root / "mlartifacts" / "quick")
+
+    assert set(runs) == {"b-teacher", "t0003", "t0000", "t0004", "c-best-s1"}
+    tags = {name: run.data.tags for name, run in runs.items()}
+    for name, run in runs.items():
+        assert tags[name]["mlflow.parentRunId"] == parent.info.run_id
+        assert tags[name]["trial_id"] == name
+        assert tags[name]["system"] == "retain"
+        assert run.data.params["training.epochs"] == "6"
+        assert "cache" not in str(run.data.params)
+    assert [tags[n]["role"] for n in ("b-teacher", "t0003", "c-best-s1")] == ["baseline", "trial", "confirm"]
+    assert {n: t["baseline"] for n, t in tags.items() if "baseline" in t} == {
+        "b-teacher": "teacher",
+        "t0000": "paper",
+    }
+    states = {name: (tags[name]["state"], run.info.status) for name, run in runs.items()}
+    assert states == {
+        "b-teacher": ("finished", "FINISHED"),
+        "t0003": ("finished", "FINISHED"),
+        "t0000": ("stopped", "FINISHED"),
+        "t0004": ("failed", "FAILED"),
+        "c-best-s1": ("interrupted", "KILLED"),
+    }
+    assert tags["t0004"]["reason"] == "loss is not a number"
+    assert "loss is not a number" in tags["t0004"]["mlflow.note.content"]
+    assert "Official score 63.0" in tags["t0003"]["mlflow.note.content"]
+    assert runs["t0003"].info.run_name == "t0003 snr_sigmoid / self_paced / dwa"
+    assert runs["t0000"].info.run_name == "t0000 paper: constant / fixed / fixed"
+
+    trial_params = runs["t0003"].data.params
+    assert trial_params["knob149"] == "149"
+    assert trial_params["lambda_kind"] == "ramp"
+    assert trial_params["scoring.bands_db.low"] == "[-10.0, 0.0]"
+    assert len(trial_params["essay"]) == 6000
+    assert "encoder.checkpoint" not in trial_params
+    assert study.steps("t0003") == [1, 2, 3]
+    assert study.steps("t0003", "mismatched/low/official") == [1, 2, 3]
+    assert runs["t0003"].data.metrics["official"] == 63.0
+    assert study.artifacts("t0003") == study.artifacts("b-teacher") == ["knn.json"]
+    assert study.artifacts("t0000") == []
+    table = study.root / f"mlartifacts/quick/{runs['t0003'].info.run_id}/artifacts/knn.json"
+    assert json.loads(table.read_text())["rows"] == [{"machine": "fan", "official": 61.0}]
+
+
+def test_resume_continues_the_same_runs(study: Study) -> None:
+    done, cut = job("t0001"), job("t0002")
+    study.tracker.start(study.json, "")
+    study.begin(done)
+    study.report(done, 1)
+    study.end(done, result(1))
+    study.begin(cut)
+    study.report(cut, 1)
+    study.tracker.finish("KILLED")
+    assert study.tracker.close(60) == 0
+    before = study.runs()
+    assert (before["quick"].info.status, before["t0002"].info.status) == ("KILLED", "KILLED")
+
+    tracker = study.open()
+    tracker.start({**study.json, "config": {"search": {"trials": 20}}}, "")
+    until(lambda: study.runs()["quick"].info.status == "RUNNING")
+    tracker.job_started(done)  # says nothing new
+    tracker.job_started(cut)
+    for epoch in (1, 2):  # a restarted trial repeats what its checkpoint holds
+        tracker.job_reported(cut, record(epoch))
+    until(lambda: study.runs()["t0002"].info.status == "RUNNING")
+    tracker.job_ended(cut, result(2))
+    tracker.finish("FINISHED")
+    assert tracker.close(60) == 0
+    after = study.runs()
+    assert {n: r.info.run_id for n, r in after.items()} == {n: r.info.run_id for n, r in before.items()}
+    assert {r.info.status for r in after.values()} == {"FINISHED"}
+    assert study.steps("t0001") == [1]
+    assert study.steps("t0002") == [1, 2]
+    assert after["quick"].data.params["search.trials"] == "12"
+
+    # Everything once more, as after the loss of the cursor.
+    (study.folder.path / "spool" / "cursors.json").unlink()
+    tracker = study.open()
+    tracker.start(study.json, "")
+    tracker.finish("FINISHED")
+    assert tracker.close(60) == 0
+    assert study.runs(deleted=True).keys() == before.keys()
+    assert study.steps("t0001") == [1]
+    assert study.steps("t0002") == [1, 2]
+    assert {r.info.status for r in study.runs().values()} == {"FINISHED"}
+
+
+def test_what_the_driver_could_not_say_is_found_in_the_folder(study: Study) -> None:
+    """Killed between writing the study's files and telling the tracker."""
+    trial, teacher = job("t0001"), job("b-oracle", role="baseline", baseline="oracle")
+    study.tracker.start(study.json, "")
+    study.begin(trial)
+    study.report(trial, 1)
+    assert study.tracker.close(60) == 0
+    study.folder.append_record("t0001", {**record(2), "table": [{"machine": "fan"}]})
+    study.folder.write_result("t0001", result(2))
+    study.folder.write_job(teacher)
+    study.folder.append_record("b-oracle", record(1))
+    tracker = study.open()
+    tracker.start(study.json, "")
+    assert tracker.close(60) == 0
+    runs = study.runs()
+    assert runs["t0001"].info.status == runs["b-oracle"].info.status == "FINISHED"
+    assert study.steps("t0001") == [1, 2]
+    assert study.artifacts("t0001") == ["knn.json"]
+
+
+def test_another_or_an_emptied_store_gets_the_whole_study(study: Study) -> None:
+    def run_through() -> None:
+        tracker = study.open()
+        tracker.start(study.json, "")
+        tracker.finish("FINISHED")
+        assert tracker.close(60) == 0
+        assert study.steps("t0001") == [1, 2]
+
+    trial = job("t0001")
+    study.tracker.start(study.json, "")
+    study.begin(trial)
+    study.report(trial, 1)
+    study.report(trial, 2)
+    study.end(trial, result(2))
+    assert study.tracker.close(60) == 0
+    first = study.uri
+    study.uri = f"sqlite:///{study.root}/other.db"
+    (study.root / "other.db").write_bytes(empty_store())
+    run_through()
+    client = study.client
+    client.delete_experiment(study.experiment.experiment_id)
+    run_through()
+    study.uri = first
+    run_through()
+    with sqlite3.connect(study.root / "mlflow.db") as db:
+        for table in ("latest_metrics", "metrics", "tags", "params", "runs"):
+            db.execute(f"DELETE FROM {table}")
+    db.close()
+    run_through()
+
+
+def test_a_run_created_twice_by_a_slow_server_is_deleted(study: Study) -> None:
+    trial = job("t0001")
+    study.tracker.start(study.json, "")
+    study.begin(trial)
+    study.report(trial, 1)
+    run = until(lambda: study.experiment and study.runs().get("t0001"))
+    study.client.create_run(study.experiment.experiment_id, tags=run.data.tags, start_time=0)
+    study.tracker.finish("FINISHED")
+    assert study.tracker.close(60) == 0
+    assert study.runs()["t0001"].info.run_id == run.info.run_id
+
+
+def test_a_refused_event_does_not_hold_up_the_others(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    plot = study.root / "plot.png"
+    study.tracker.start(study.json, "")
+    study.tracker.log_artifacts([plot])
+    study.tracker.set_parent({"official": 61.0}, {})
+    assert study.tracker.close(60) == 0
+    assert study.runs()["quick"].data.metrics == {"official": 61.0}
+    assert [m for m in caplog.messages if "plot.png is not there any more" in m]
+    assert "1 refused" in caplog.messages[-1]
+    plot.write_bytes(b"png")
+    tracker = study.open()
+    tracker.start(study.json, "")
+    assert tracker.close(60) == 0
+    assert study.artifacts("quick") == ["plot.png"]
+
+
+def test_refused_events_are_offered_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise MlflowException("no", INVALID_PARAMETER_VALUE)
+
+    study.tracker.start(study.json, "")
+    study.begin(job())
+    until(lambda: study.experiment and "t0003" in study.runs())
+    until(lambda: Spool(study.folder.path / "spool", redact(study.uri)).num_waiting() == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        study.report(job(), 1)
+        study.end(job(), result(1))
+        assert study.tracker.close(60) == 0
+    assert study.runs()["t0003"].info.status == "RUNNING"
+    study.open().start(study.json, "")
+    assert study.tracker.close(60) == 0
+    assert study.runs()["t0003"].info.status == "FINISHED"
+    assert study.steps("t0003") == [1]
+
+
+def test_a_place_for_artifacts_that_fails_does_not_hold_up_the_rest(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.03)
+    spool = study.folder.path / "spool"
+    (study.root / "mlartifacts").write_text("a file where a folder should be")
+    trial = job("t0001")
+    study.tracker.start(study.json, "")
+    study.begin(trial)
+    study.report(trial, 1, table=True)
+    study.end(trial, result(1))
+    until(lambda: Spool(spool, "").num_refused() == 1)
+    study.tracker.log_artifacts([study.folder.path / "study.json"])
+    study.tracker.finish("FINISHED")
+    assert study.tracker.close(60) == 0  # and when closing, patience is shorter
+    assert Spool(spool, "").num_refused() == 2
+    assert {run.info.status for run in study.runs().values()} == {"FINISHED"}
