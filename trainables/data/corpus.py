@@ -210,7 +210,7 @@ def _render(source: Source, path: Path, shape: tuple[int, int], progress: Callab
             raise
         need_mb = 4 * shape[0] * shape[1] / 1e6
         raise UserError(
-            f"{path.parent}: cannot hold the corpus of {need_mb:.0f} MB ({error.strerror}); free space or "
+            f"{path.parent}: cannot hold the corpus of {need_mb:.1f} MB ({error.strerror}); free space or "
             "choose another --storage"
         ) from error
     finally:

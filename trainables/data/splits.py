@@ -174,23 +174,24 @@ def _hold_out_recordings(
 def _half(clips: list[Clip], rng: np.random.Generator) -> set[str] | None:
     """Half of a machine's test recordings, both labels on both sides and a bank left for the other half."""
     strata: dict[tuple[tuple[str, ...], str], list[str]] = {}
-    for recording in sorted({c.recording for c in clips if c.split == "test"}):
-        parts = [c for c in clips if c.recording == recording and c.split == "test"]
-        key = (tuple(sorted({c.label for c in parts})), min(c.domain for c in parts))
-        strata.setdefault(key, []).append(recording)
+    parts: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if clip.split == "test":
+            parts.setdefault(clip.recording, []).append(clip)
+    for recording in sorted(parts):
+        labels, domains = ({getattr(c, what) for c in parts[recording]} for what in ("label", "domain"))
+        strata.setdefault((tuple(sorted(labels)), min(domains)), []).append(recording)
     halves: tuple[set[str], set[str]] = (set(), set())
     turn: dict[tuple[str, ...], int] = {}
-    for (labels, _), pool in sorted(strata.items()):
+    for (kind, _), pool in sorted(strata.items()):
         for i in rng.permutation(len(pool)):
-            halves[turn.get(labels, 0)].add(pool[i])
-            turn[labels] = 1 - turn.get(labels, 0)  # goes on over domains, so that labels stay balanced
+            halves[turn.get(kind, 0)].add(pool[i])
+            turn[kind] = 1 - turn.get(kind, 0)  # goes on over domains, so that labels stay balanced
     for search, confirm in (halves, halves[::-1]):
-        labels_of = [
-            {c.label for c in clips if c.split == "test" and c.recording in side}
-            for side in (search, confirm)
-        ]
-        bank = any(c.split == "train" and c.recording not in confirm for c in clips)
-        if bank and all(labels == {"normal", "anomaly"} for labels in labels_of):
+        both = all(
+            {c.label for r in side for c in parts[r]} == {"normal", "anomaly"} for side in (search, confirm)
+        )
+        if both and any(c.split == "train" and c.recording not in confirm for c in clips):
             return confirm
     return None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,20 +130,20 @@ class StemsSource:
                 f"{looped} of {len(noise)} noise clips come from less than {self._config.clip_s:g} s of sound "
                 "and are looped."
             )
-        # every bank and query clip of a machine wants a segment of its own
+        # every bank and query clip of a machine wants a segment of its own, all from one environment
         most, name = max(
-            (sum(c.name == name and c.role == "machine" and self.roles.sees(c, split) for c in self.clips), name)
+            (
+                sum(c.role == "machine" and c.name == name and self.roles.sees(c, split) for c in self.clips),
+                name,
+            )
             for split, names in (("search", self.roles.search), ("confirm", self.roles.confirm))
             for name in names
         )
-        still, moving = (
-            sum((c.kind, c.split) == (kind, "test") for c in noise)
-            for kind in ("stationary", "nonstationary")
-        )
-        if min(still, moving) < most:
+        segments = Counter(c.name for c in noise if c.split == "test").values()
+        if min(segments) < most:
             yield (
-                f"Noise for scoring is used more than once: {still} stationary and {moving} nonstationary test "
-                f"clips for {most} clips of {name}."
+                f"Noise for scoring is used more than once: an environment has {min(segments)} to {max(segments)} "
+                f"test clips, for {most} clips of {name}."
             )
 
     def render(self, index: int) -> np.ndarray:
