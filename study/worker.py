@@ -1,0 +1,312 @@
+"""The resident side of a slot: a Ray Train worker that runs trial after trial in one warm process.
+
+``resident`` is the training function of the worker group and lives as long as the slot. Each trial starts from the
+same process state: what a trial can change of its process (seeds, torch settings, environment, working directory,
+logging, warnings, garbage collection, names in its own modules) is put back when it is over, and GPU memory is
+freed. What cannot be put back: the contents of containers at module level, which is where a trial keeps what later
+trials shall find warm, and threads that it leaves behind.
+
+A trial that raises is reported and the next one follows. In a group of several workers, and when the GPU does not
+work any more, the worker ends with ``GroupBroken`` instead and Ray Train restarts the group.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trainables.errors import TrialFailed, UserError
+from trainables.settings import TrialConfig, build
+
+Record = dict[str, Any]
+PING_S = 5.0  # a rank whose process does not answer for so long is taken for dead
+
+
+class GroupBroken(RuntimeError):
+    """This group of workers cannot go on; Ray Train shall start another one."""
+
+
+def resident(config: Mapping[str, Any]) -> None:
+    """Take jobs from ``config["control"]`` until there are no more (Ray Train's training function).
+
+    ``config["gpus_per_worker"]`` decides how ranks talk to each other: NCCL needs a whole GPU for each.
+    """
+    import ray
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    context, control = ray.train.get_context(), config["control"]
+    rank, num_ranks = context.get_world_rank(), context.get_world_size()
+    group = uuid.uuid4().hex
+    if num_ranks > 1:
+        group = broadcast_from_rank_zero(group)
+    handle = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
+    ray.get(control.join.remote(group, rank, handle))
+    import torch  # takes seconds, which shall not count as the first trial's
+
+    gc.freeze()  # collecting garbage after each trial then takes a hundredth of the time
+    if num_ranks > 1:
+        _connect(rank, num_ranks, nccl=config["gpus_per_worker"] >= 1)
+    seq, idle_since = 0, None
+    while (taken := ray.get(control.take.remote(group, rank, seq))) is not None:
+        seq, job = taken
+        idle_s = None if idle_since is None else time.monotonic() - idle_since
+
+        def report(record: Record, seq: int = seq, idle_s: float | None = idle_s) -> bool:
+            nonlocal idle_since
+            idle_since = time.monotonic()  # if this epoch is the last one
+            return bool(ray.get(control.report.remote(group, seq, rank, record, idle_s)))
+
+        failure = run_job(job, report)
+        if failure is None:
+            continue
+        if not all(_alive(other) for other in ray.get(control.others.remote(group, rank))):
+            raise GroupBroken(f"rank {rank} noticed that another one has died: {failure[0]}")
+        ray.get(control.fail.remote(group, seq, rank, *failure))
+        if num_ranks > 1:  # the others may wait in a collective, for ever
+            raise GroupBroken(f"the trial failed on rank {rank}: {failure[0]}")
+        _require_working_gpu()
+    if num_ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+def run_job(job: Mapping[str, Any], report: Callable[[Record], bool]) -> tuple[str, str] | None:
+    """Run one trial; ``report`` takes each record and says whether the trial goes on.
+
+    Returns:
+        None, or why the trial failed: one line, and the traceback.
+    """
+    module, _, function = job["entry"].partition(":")
+    failure = None
+    try:
+        train = getattr(importlib.import_module(module), function)  # first, so that its names can be put back
+    except Exception as error:
+        return _failure(error)
+    with pristine(seed=int(job["trial"].get("seed", 0)), package=module.partition(".")[0]):
+        try:
+            trial = build(TrialConfig, job["trial"])
+            folders = {key: Path(job[key]) for key in ("cache_dir", "checkpoint_dir")}
+            _report_all(train(trial, **folders), report)
+        except (Exception, SystemExit) as error:
+            failure = _failure(error)
+    return failure
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    text = "".join(traceback.format_exception(error))
+    traceback.clear_frames(error.__traceback__)  # they hold models and batches
+    return describe(error), text
+
+
+def _report_all(records: Iterator[Record], report: Callable[[Record], bool]) -> None:
+    done, epoch = False, 0
+    try:
+        for record in records:
+            epoch, done = record["epoch"], record["done"]
+            try:
+                record = json.loads(json.dumps(record))
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"the record of epoch {epoch} is not plain JSON: {error}") from error
+            if not report(record) or done:
+                return
+    finally:
+        if hasattr(records, "close"):
+            records.close()
+    raise TrialFailed(f"it ended after epoch {epoch} without a record that says done")
+
+
+def describe(error: BaseException) -> str:
+    """One line that says why a trial failed."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TrialFailed | UserError):
+        return text
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+@contextmanager
+def pristine(*, seed: int, package: str) -> Iterator[None]:
+    """Run a trial so that the next one finds the process as this one did; seeds are set from ``seed``.
+
+    ``package`` is the top-level package of the trial: names that it rebinds in its own modules are put back.
+    """
+    before = _State(package)
+    _seed(seed)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+class _State:
+    """What a trial can change of its process."""
+
+    def __init__(self, package: str) -> None:
+        self.environment, self.folder = dict(os.environ), os.getcwd()
+        self.path, self.argv = list(sys.path), list(sys.argv)
+        self.streams = sys.stdout, sys.stderr
+        self.recursion, self.gc = sys.getrecursionlimit(), (gc.isenabled(), gc.get_threshold())
+        self.filters, self.show = list(warnings.filters), warnings.showwarning
+        self.disabled = logging.root.manager.disable
+        self.loggers = {log: (log.level, list(log.handlers), log.propagate) for log in _loggers()}
+        self.modules = {m: dict(vars(m)) for m in _modules_of(package)}
+        self.torch = _TorchState()
+        import numpy as np
+
+        self.numpy_errors = np.geterr()
+
+    def restore(self) -> None:
+        import numpy as np
+
+        for child in multiprocessing.active_children():
+            child.terminate()
+        for key in os.environ.keys() - self.environment.keys():
+            del os.environ[key]
+        os.environ.update({k: v for k, v in self.environment.items() if os.environ.get(k) != v})
+        with suppress(OSError):
+            os.chdir(self.folder)
+        sys.path[:], sys.argv[:] = self.path, self.argv
+        sys.stdout, sys.stderr = self.streams
+        sys.setrecursionlimit(self.recursion)
+        warnings.filters[:] = self.filters  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        warnings.showwarning = self.show
+        logging.disable(self.disabled)
+        for log in _loggers():
+            level, handlers, propagate = self.loggers.get(log, (logging.NOTSET, log.handlers, log.propagate))
+            log.setLevel(level)
+            log.handlers[:], log.propagate = handlers, propagate
+        np.seterr(**self.numpy_errors)
+        for module, names in self.modules.items():
+            vars(module).update(names)
+        self.torch.restore()
+        enabled, thresholds = self.gc
+        gc.set_threshold(*thresholds)
+        (gc.enable if enabled else gc.disable)()
+        gc.collect()
+        self.torch.free_memory()
+
+
+class _TorchState:
+    """Torch's process-wide switches."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.dtype, self.device = torch.get_default_dtype(), torch.get_default_device()
+        self.threads, self.grad = torch.get_num_threads(), torch.is_grad_enabled()
+        self.anomaly = torch.is_anomaly_enabled()
+        self.determinism = self._determinism()
+        self.precision = torch.get_float32_matmul_precision()
+        cudnn = torch.backends.cudnn
+        self.cudnn = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+        self.gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def restore(self) -> None:
+        import torch
+
+        torch.set_default_dtype(self.dtype)
+        if torch.get_default_device() != self.device:
+            torch.set_default_device(self.device)
+        torch.set_num_threads(self.threads)
+        torch.set_grad_enabled(self.grad)
+        torch.autograd.set_detect_anomaly(self.anomaly)
+        if (
+            self._determinism() != self.determinism
+        ):  # setting it imports torch's compiler, which takes seconds
+            torch.use_deterministic_algorithms(self.determinism[0], warn_only=self.determinism[1])
+        torch.set_float32_matmul_precision(self.precision)
+        cudnn = torch.backends.cudnn
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = self.cudnn
+
+    @staticmethod
+    def _determinism() -> tuple[bool, bool]:
+        import torch
+
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+
+    def free_memory(self) -> None:
+        import torch
+
+        if torch.cuda.is_initialized():
+            with suppress(RuntimeError):  # a GPU that does not work any more is noticed elsewhere
+                torch.cuda.set_device(self.gpu or 0)
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+
+
+def _seed(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(log for log in known if isinstance(log, logging.Logger))]
+
+
+def _modules_of(package: str) -> list[ModuleType]:
+    return [m for n, m in list(sys.modules.items()) if n.partition(".")[0] == package and m is not None]
+
+
+def _connect(rank: int, num_ranks: int, nccl: bool) -> None:
+    """Set torch.distributed up for this group, once for all its trials."""
+    import ray
+    import torch.distributed as dist
+    from ray.train.collective import broadcast_from_rank_zero
+
+    address = None
+    if rank == 0:  # the store takes a free port itself: nobody can take it in between
+        host = ray.util.get_node_ip_address()
+        store = dist.TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)
+        address = [host, store.port]
+    host, port = broadcast_from_rank_zero(address)
+    if rank:
+        store = dist.TCPStore(host, port, num_ranks, is_master=False)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=num_ranks
+    )
+
+
+def _alive(worker: bytes) -> bool:
+    """Whether the process of a pickled actor handle answers. When a rank dies, a collective fails in the others."""
+    import ray
+
+    try:
+        ray.get(ray.cloudpickle.loads(worker).__ray_ready__.remote(), timeout=PING_S)
+    except Exception:
+        return False
+    return True
+
+
+def _require_working_gpu() -> None:
+    """An illegal access leaves a process without a GPU for good; out of memory does not."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+            torch.zeros(1, device="cuda").add_(1).item()
+        except RuntimeError as error:
+            raise GroupBroken(f"the GPU does not work any more after a failed trial: {error}") from error
