@@ -1,0 +1,68 @@
+# Everything a person or CI runs. Needs git, make and Python 3.11, 3.12 or 3.13; each target works in a fresh clone.
+# `make study PRESET=factory ARGS="--trials 20"` passes options on.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env study test lint ui lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PRESET ?= quick
+ARGS ?=
+PYTHON ?=
+STORAGE ?= $(or $(STUDY_STORAGE),$(CURDIR)/runs)
+LOCK := requirements.lock
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PACKAGES := study trainables search_spaces
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The lock is its own stamp: nothing happens while the copy in .venv equals it. pip brings uv, with the hash that the
+# same lock gives it, and uv brings the rest in a fraction of pip's time. Registries are what pip and uv are set up
+# for; where only pip is (a company's mirror), pip does it all.
+env: ## build .venv from requirements.lock; does nothing when it is up to date
+	@if cmp -s $(LOCK) $(VENV)/$(LOCK) && $(BIN)/python -c '' 2>/dev/null; then exit 0; fi; \
+	python=; \
+	for candidate in $(or $(PYTHON),python3 python3.12 python3.11 python3.13); do \
+	  if "$$candidate" -c '$(SUPPORTED)' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) -V 2>&1 | head -n 1); needed is Python 3.11, 3.12 or" \
+	    "3.13: install one, or name one with 'make PYTHON=/path/to/python3.12 ...'" >&2; exit 2; \
+	elif ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "error: $$python has no venv module: install it (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; \
+	fi; \
+	echo "building $(VENV) from $(LOCK): once, about a minute and 7 GB"; \
+	rm -f $(VENV)/$(LOCK); \
+	$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || "$$python" -m venv --clear $(VENV); \
+	awk '/^[^ ]/ {keep = /^uv==/} keep' $(LOCK) > $(VENV)/uv.lock; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock; \
+	$(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python $(LOCK) || { \
+	  echo "uv could not install; trying pip, which takes several minutes" >&2; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCK); }; \
+	cp $(LOCK) $(VENV)/$(LOCK)
+
+study: env ## run (or resume) a study: PRESET=quick, ARGS="--trials 20"
+	@$(BIN)/python study/run.py --preset $(PRESET) $(ARGS)
+
+test: lint ## the formatter check, the linter, the type checker and every test; what CI runs
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: env ## formatter check, linter, type checker
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+ui: env ## MLflow's pages for the studies in runs/, on 127.0.0.1
+	@test -f "$(STORAGE)/mlflow.db" || { echo "error: no study in $(STORAGE) yet: run 'make study' first" >&2; exit 2; }
+	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --host 127.0.0.1 $(ARGS)
+
+lock: env ## write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions allowed
+	@$(BIN)/uv pip compile --quiet $(ARGS) --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --python-version 3.11 --extra dev --custom-compile-command "make lock" pyproject.toml -o $(LOCK)
+
+clean: ## remove .venv and every cache; studies in runs/ stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,275 @@
+"""A study as one frozen value: what is trained, what is searched, on what slots, and how it is confirmed.
+
+``resolve`` puts command-line settings on top of a preset and hands back a value that has passed ``validate``; every
+refusal is a ``UserError`` of one line that names key, value, what is allowed and a fix. ``identity`` is the digest of
+what makes results differ: more trials, other slots, another name or a moved file continue the same study.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study.limits import check_limits
+from trainables.errors import UserError
+from trainables.settings import (
+    CorpusConfig,
+    EncoderConfig,
+    Scalar,
+    ScoringConfig,
+    TrainingConfig,
+    TrialConfig,
+    build,
+    digest,
+    to_dict,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How the space is searched. ``recipes`` are the published settings tried first; they count as trials.
+
+    A trial is stopped early when it is not among the best ``1 / reduction_factor`` of those that got as far, but
+    never before ``grace_epochs``. ``startup_trials`` are drawn at random before TPE has something to learn from.
+    """
+
+    trials: int = 12
+    seed: int = 0
+    sampler: str = "tpe"
+    startup_trials: int = 8
+    grace_epochs: int = 2
+    reduction_factor: int = 3
+    recipes: tuple[str, ...] = ("paper", "alignment", "tagging", "denoising")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotsConfig:
+    """``count`` trials at a time, each on ``workers`` processes with these resources (fractions share a device)."""
+
+    count: int = 2
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_restarts: int = 3
+    start_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmConfig:
+    """``finalists`` of the search and ``recipes``, each trained with ``seeds`` seeds; 0 seeds confirms nothing."""
+
+    seeds: int = 3
+    finalists: int = 1
+    recipes: tuple[str, ...] = ("paper",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """One study, complete. ``name`` and ``preset`` are labels: they change no result."""
+
+    name: str = ""
+    preset: str = ""
+    system: str = "retain"
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    slots: SlotsConfig = field(default_factory=SlotsConfig)
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+
+    def trial(self, params: Mapping[str, Scalar], *, seed: int, split: str = "search") -> TrialConfig:
+        """What one trial of this study trains and scores."""
+        return TrialConfig(
+            system=self.system,
+            params=dict(params),
+            seed=seed,
+            split=split,
+            corpus=self.corpus,
+            encoder=self.encoder,
+            training=self.training,
+            scoring=self.scoring,
+        )
+
+
+# Cost, speed and labels. Numbers may differ in their last digits with device, threads and batch of scoring.
+WITHOUT_EFFECT = (
+    "name",
+    "preset",
+    "slots",
+    "confirm",
+    "search.trials",
+    "training.device",
+    "training.threads",
+    "scoring.batch_size",
+    "scoring.feature_cache_gb",
+)
+# Counted by what they hold: a file may move, and another file under the same path is another study.
+PATHS = ("corpus.manifest", "corpus.root", "encoder.checkpoint")
+
+
+def identity(config: StudyConfig) -> str:
+    """Hexadecimal digest of everything that makes results differ, files by their content."""
+    values = _flat(to_dict(config))
+    kept = {k: v for k, v in values.items() if not k.startswith(tuple(f"{w}." for w in WITHOUT_EFFECT))}
+    kept = {k: v for k, v in kept.items() if k not in WITHOUT_EFFECT}
+    return digest({k: _content(Path(v)) if k in PATHS and v is not None else v for k, v in kept.items()})
+
+
+def differences(stored: Mapping[str, Any], config: StudyConfig) -> list[str]:
+    """What of ``stored`` (a study's JSON form) ``config`` changes, as ``key: before -> now``; no cost, no labels."""
+    before, now = _flat(stored), _flat(to_dict(config))
+    ignored = tuple(f"{w}." for w in WITHOUT_EFFECT)
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in WITHOUT_EFFECT and not key.startswith(ignored)
+    ]
+
+
+def _content(path: Path) -> str:
+    hasher = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                hasher.update(block)
+    elif path.is_dir():  # official folders: their files are fixed, so names and sizes tell them apart
+        for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+            hasher.update(f"{file_path.relative_to(path)} {file_path.stat().st_size}\n".encode())
+    else:
+        hasher.update(str(path).encode())  # preflight refuses it, and names it better than this could
+    return hasher.hexdigest()
+
+
+def resolve(
+    preset: StudyConfig, settings: Sequence[str] = (), *, trials: int | None = None, name: str | None = None
+) -> StudyConfig:
+    """``preset`` with ``key=value`` settings on top (later ones win), named and validated.
+
+    Values are JSON where the key does not hold text, and text as it is typed where it does (``null`` for none).
+
+    Raises:
+        UserError: an unknown key, a value of another type or out of range, or a name that is no safe file name.
+    """
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected key=value, for example --set training.epochs=3")
+        _assign(changes, key.strip(), text)
+    if trials is not None:
+        _assign(changes, "search.trials", str(trials))
+    if name is not None:
+        changes["name"] = name
+    config = build(StudyConfig, _absolute(_merge(to_dict(preset), changes)))
+    validate(config)
+    if not config.name:
+        config = dataclasses.replace(config, name=f"{config.preset or 'study'}-{identity(config)[:8]}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", config.name):
+        raise UserError(
+            f"name = {config.name!r}: allowed are up to 80 letters, digits, '.', '_' and '-', the first a letter or "
+            "digit; for example --name first-try"
+        )
+    return config
+
+
+def _absolute(values: dict[str, Any]) -> dict[str, Any]:
+    """Paths that mean the same in every process and from every folder the command is given in."""
+    for key in PATHS:
+        group, _, name = key.partition(".")
+        path = values[group].get(name)
+        if isinstance(path, str) and path:
+            values[group][name] = os.path.abspath(Path(path).expanduser())
+    return values
+
+
+def _assign(changes: dict[str, Any], key: str, text: str) -> None:
+    """Put ``key=text`` into the nested ``changes``, read as what the key holds."""
+    if key == "preset":
+        raise UserError(f"--set preset={text}: a preset is chosen with --preset {text}")
+    cls: Any = StudyConfig
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        fields = _fields(cls)
+        if part not in fields:
+            raise _unknown(key, part, ".".join(parts[:depth]), fields)
+        cls = fields[part]
+        if issubclass(typing.get_origin(cls) or object, Mapping):
+            break  # its names are free; ``build`` looks at the rest
+        if not dataclasses.is_dataclass(cls) and depth + 1 < len(parts):
+            raise UserError(f"{key}: {'.'.join(parts[: depth + 1])} is one value and has no keys below it")
+    value = _read(text, cls)
+    for part in reversed(parts):
+        value = {part: value}
+    changes.update(_merge(changes, value))
+
+
+def _fields(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _unknown(key: str, part: str, group: str, allowed: Mapping[str, Any]) -> UserError:
+    known = [k for k, _ in all_keys()]
+    near = [k for k in known if k.endswith(f".{part}")] or difflib.get_close_matches(
+        key, known, n=1, cutoff=0.0
+    )
+    names = sorted(f"{group}.{name}" if group else name for name in allowed if name != "preset")
+    return UserError(
+        f"{key}: unknown key; did you mean {' or '.join(near)}? Allowed here: {', '.join(names)}"
+    )
+
+
+def all_keys(cls: Any = StudyConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that --set takes, with its type."""
+    for name, hint in _fields(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from all_keys(hint, f"{prefix}{name}.")
+        elif f"{prefix}{name}" != "preset":
+            yield f"{prefix}{name}", hint
+
+
+def _read(text: str, hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if str in options:
+        return None if text == "null" and type(None) in options else text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if typing.get_origin(hint) is tuple and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, below in value.items():
+        flat.update(
+            _flat(below, f"{prefix}{key}.") if isinstance(below, Mapping) else {f"{prefix}{key}": below}
+        )
+    return flat
+
+
+def validate(config: StudyConfig) -> None:
+    """Every value within its range, and every pair that must fit fits. Raises UserError for the first that does not."""
+    check_limits(config)

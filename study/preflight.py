@@ -1,0 +1,192 @@
+"""Everything that can be known to go wrong, found before a second of compute is spent; cheap checks come first.
+
+Each check raises a ``UserError`` of one line and leaves nothing behind. What passes is told in a ``Preflight``,
+which ``--dry-run`` prints. Audio is opened here (headers, formats, lengths), not rendered: silence and NaN within a
+file are found when the corpus is made, also before any training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from study import cluster, resources
+from study.config import StudyConfig, validate
+from study.tracking_uri import check, redact
+from trainables.data.corpus import Corpus, open_source
+from trainables.errors import UserError
+from trainables.files import exclusive
+from trainables.settings import EncoderConfig, to_dict
+
+SPARE_BYTES = 500 << 20  # for checkpoints, records, plots, the tracking database and Ray's logs
+FRAMES_PER_S, MELS = 100, 128  # no encoder here makes larger features
+ENCODER_CHECK = """
+import json, sys
+from trainables.encoders.encoder import load_encoder
+from trainables.errors import UserError
+from trainables.settings import EncoderConfig, build
+try:
+    load_encoder(build(EncoderConfig, json.loads(sys.argv[1])))
+except UserError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What was found. ``corpus_identity`` changes with any sample; ``notes`` belong under every table."""
+
+    corpus_identity: str
+    notes: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run: bool = False) -> Preflight:
+    """Check that this study can run.
+
+    Args:
+        storage: absolute folder of results and caches; need not exist yet.
+        dry_run: also connect to the Ray cluster, if there is one, to count what it has.
+
+    Raises:
+        UserError: for the first thing that cannot work.
+    """
+    validate(config)
+    check_folder(storage)
+    room = resources.describe(config.slots, resources.of_machine()) if not cluster.attaches() else ""
+    check(tracking_uri)
+    source = open_source(config.corpus, storage / "cache" if storage.is_dir() else None)
+    num_samples = round(config.corpus.clip_s * config.corpus.sample_rate_hz)
+    corpus = Corpus(
+        clips=source.clips,
+        waves_NT=np.empty((len(source.clips), 0), np.float32),
+        roles=source.roles,
+        sample_rate_hz=config.corpus.sample_rate_hz,
+        digest=source.identity,
+        notes=source.notes,
+    )
+    notes, num_mixtures = check_corpus(corpus, config)
+    corpus_bytes = 4 * num_samples * len(corpus.clips)
+    feature_bytes = 4 * FRAMES_PER_S * MELS * config.corpus.clip_s * num_mixtures
+    needed = corpus_bytes + min(feature_bytes, config.scoring.feature_cache_gb * 1e9) + SPARE_BYTES
+    check_room(storage, needed)
+    check_encoder(config.encoder)
+    if dry_run and cluster.attaches():
+        with cluster.attach_or_start(config.slots, storage) as connected:
+            room = connected.text
+    roles = corpus.roles
+    lines = (
+        f"corpus     {config.corpus.kind}: {len(corpus.clips)} clips of {config.corpus.clip_s:g} s; "
+        f"{len(roles.train)} machines train, {len(roles.search)} are scored while searching, "
+        f"{len(roles.confirm)} confirm",
+        f"slots      {room or 'counted when the study attaches to the Ray cluster'}",
+        f"storage    {storage} ({needed / 1e9:.1f} GB at most, {_free(storage) / 1e9:.1f} GB free)",
+        f"tracking   {redact(tracking_uri)}",
+    )
+    return Preflight(corpus_identity=source.identity, notes=(*corpus.notes, *notes), lines=lines)
+
+
+def check_folder(folder: Path) -> None:
+    """Files can be written and locked in ``folder``, or it can be made."""
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    fix = "give --storage a folder of your own"
+    if not existing.is_dir():
+        raise UserError(f"--storage {folder}: {existing} is a file or a broken link; {fix}")
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=existing, prefix=".probe-") as probe,
+            exclusive(Path(probe) / "lock"),
+        ):
+            (Path(probe) / "file").write_text("content")
+    except OSError as error:
+        raise UserError(
+            f"--storage {folder}: cannot write and lock files ({error.strerror}); {fix}"
+        ) from None
+
+
+def check_room(folder: Path, needed_bytes: float) -> None:
+    """``folder`` has so much room left."""
+    free = _free(folder)
+    if free < needed_bytes:
+        raise UserError(
+            f"--storage {folder}: {free / 1e9:.1f} GB free, this study needs up to {needed_bytes / 1e9:.1f} GB; "
+            "make room, or give --storage another disk"
+        )
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_corpus(corpus: Corpus, config: StudyConfig) -> tuple[list[str], int]:
+    """The corpus has what training and both scorings draw from.
+
+    Returns:
+        Sentences about what it lacks without being useless, and the number of mixtures that scoring embeds.
+
+    Raises:
+        UserError: nothing to train on, or a scored machine without bank or without queries of both labels.
+    """
+    from trainables.scoring.grid import KINDS, make_plan
+
+    machines = corpus.select(role="machine", split="train", label="normal", name=corpus.roles.train)
+    machines = corpus.visible(machines, "search")
+    noises = corpus.select(role="noise", split="train")
+    where = f"corpus.kind = {config.corpus.kind!r}"
+    if not len(machines) or not len(noises):
+        lacking = "normal machine clips" if not len(machines) else "noise clips"
+        raise UserError(f"{where}: no {lacking} to train on; add some with split train")
+    splits = ["search"] + ["confirm"] * (config.confirm.seeds > 0)
+    plans = [
+        make_plan(corpus, split=s, seed=config.search.seed, bands_db=config.scoring.bands_db) for s in splits
+    ]
+    notes = []
+    if len({corpus.clips[i].name for i in machines}) == 1:
+        notes.append("One machine type trains: tagging machines has a single class and teaches nothing.")
+    heard = {corpus.clips[i].kind for i in noises}
+    notes += [
+        f"No {kind} noise in training: students hear it for the first time when scored."
+        for kind in KINDS
+        if kind not in heard
+    ]
+    return notes, sum(len(plan.clip_R) for plan in plans)
+
+
+def check_encoder(config: EncoderConfig) -> None:
+    """The encoder can be loaded as configured.
+
+    The built-in weights at their last layer can. Anything else is tried in a process of its own: loading needs
+    PyTorch, which costs seconds and memory that the process that drives a study shall not pay.
+    """
+    if config.checkpoint is None and config.layer == 0:
+        return
+    if config.checkpoint is not None and not Path(config.checkpoint).is_file():
+        raise UserError(
+            f"encoder.checkpoint = {config.checkpoint!r}: no such file; for example --set encoder.checkpoint=null "
+            "for the weights that come along"
+        )
+    command = [sys.executable, "-c", ENCODER_CHECK, json.dumps(to_dict(config))]
+    path = os.pathsep.join([str(cluster.ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        refused = last.removeprefix("refused: ")
+        if refused != last:
+            raise UserError(refused)
+        raise UserError(
+            f"encoder.name = {config.name!r}: cannot be loaded ({last}); run 'make env', then again"
+        )

@@ -1,0 +1,67 @@
+"""Complete studies by name; ``--set key=value`` changes any part of one.
+
+A preset is a function without arguments; the first line of its docstring is what ``--help`` shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from study.config import ConfirmConfig, SearchConfig, SlotsConfig, StudyConfig
+from trainables.errors import UserError
+from trainables.settings import CorpusConfig, TrainingConfig
+
+
+def quick() -> StudyConfig:
+    """12 short trials on the built-in factory: a few minutes on a laptop with two cores."""
+    return StudyConfig(
+        preset="quick",
+        training=TrainingConfig(epochs=5, steps_per_epoch=40),
+        search=SearchConfig(trials=12, recipes=("paper",)),
+        slots=SlotsConfig(count=2, workers=1, cpus_per_worker=0.5),  # so that one core will do
+        confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
+    )
+
+
+def factory() -> StudyConfig:
+    """60 trials on the built-in factory with all published recipes: some hours on two cores."""
+    return StudyConfig(
+        preset="factory",
+        training=TrainingConfig(epochs=12, steps_per_epoch=100),
+        search=SearchConfig(trials=60, grace_epochs=3),
+        slots=SlotsConfig(count=2, workers=1),
+        confirm=ConfirmConfig(seeds=5, finalists=3, recipes=("paper", "alignment", "tagging", "denoising")),
+    )
+
+
+def stems() -> StudyConfig:
+    """Your own machine and noise recordings, listed in a CSV: --set corpus.manifest=FILE."""
+    return StudyConfig(
+        preset="stems",
+        corpus=CorpusConfig(kind="stems", clip_s=2.0),
+        training=TrainingConfig(epochs=5, steps_per_epoch=40),
+        search=SearchConfig(trials=12, recipes=("paper",)),
+        slots=SlotsConfig(count=2, workers=1),
+        confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
+    )
+
+
+PRESETS: Mapping[str, Callable[[], StudyConfig]] = MappingProxyType(
+    {preset.__name__: preset for preset in (quick, factory, stems)}
+)
+DEFAULT = "quick"
+
+
+def load(name: str) -> StudyConfig:
+    """The preset called ``name``. Raises UserError listing the presets there are."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise UserError(f"--preset {name}: did you mean {near}? Allowed: {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def one_liner(name: str) -> str:
+    """What ``--help`` says about a preset."""
+    return (PRESETS[name].__doc__ or "").splitlines()[0]
