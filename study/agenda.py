@@ -1,7 +1,7 @@
 """What a study still has to run, job by job, and the bookkeeping when a job starts, reports and ends.
 
-Two stages: the trials of the search, then the jobs that ``after_search`` makes of their outcome (the
-confirmations), once every trial has ended. A job with a ``result.json`` is never handed out. The driver
+In order: the jobs of ``before_search`` (what trials are measured against), the trials of the search, and, once
+every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations). A job with a ``result.json`` is never handed out. The driver
 process is the only writer of records and results, and writes them before Optuna and the listeners hear of
 them: what a crash can lose is never more than the files know.
 
@@ -71,12 +71,14 @@ class Agenda:
         self,
         search: Search,
         *,
+        before_search: Iterable[Job] = (),
         after_search: Callable[[], Iterable[Job]] | None = None,
         listeners: Sequence[Listener] = (),
         num_workers: int = 1,
     ) -> None:
         """``num_workers`` is what a result says when the slot's reports do not."""
         self.search, self.folder = search, search.folder
+        self._first = deque(job for job in before_search if self._is_new(job))
         self._after_search = after_search
         self._queue: deque[Job] | None = None  # jobs of the second stage; None while the search lasts
         self._again: deque[Job] = deque()
@@ -96,8 +98,9 @@ class Agenda:
             StudyFailed: the search is over and none of its trials succeeded, or its first trials all failed.
         """
         self.check()
-        if self._again:
-            return self._begin(self._again.popleft())
+        for waiting in (self._again, self._first):
+            if waiting:
+                return self._begin(waiting.popleft())
         if self._queue is None:
             job = self.search.ask()
             if job is not None:
@@ -133,12 +136,16 @@ class Agenda:
         if self._held and all(r is None or r["state"] == "failed" for r in results):
             raise self._study_failed()
         self._release_held()
-        jobs = self._after_search() if self._after_search else []
-        self._queue = deque()
-        for job in jobs:
-            if self.folder.result(job["id"]) is None:
-                self.folder.write_job(job)
-                self._queue.append(job)
+        self._queue = deque(
+            job for job in (self._after_search() if self._after_search else ()) if self._is_new(job)
+        )
+
+    def _is_new(self, job: Job) -> bool:
+        """Whether the job has not ended in an earlier run; if so it is kept in the folder."""
+        if self.folder.result(job["id"]) is not None:
+            return False
+        self.folder.write_job(job)
+        return True
 
     def _role(self, job_id: str) -> str:
         return (self.folder.job(job_id) or {"role": ""})["role"]

@@ -74,7 +74,10 @@ class StudyFolder:
         with open(path, "ab") as file:
             if text and not text.endswith(b"\n"):
                 file.write(b"\n")
-            file.write(json.dumps({k: v for k, v in record.items() if k != "table"}, allow_nan=False).encode() + b"\n")
+            file.write(
+                json.dumps({k: v for k, v in record.items() if k != "table"}, allow_nan=False).encode()
+                + b"\n"
+            )
         if record.get("table"):
             _write(self.job_path(job_id) / "knn.json", {"epoch": record["epoch"], "rows": record["table"]})
 

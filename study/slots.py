@@ -244,7 +244,7 @@ def _let_cleaner_find_cluster() -> None:
     from ray.train.v2._internal import constants
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    getattr(constants, "ENV_VARS_TO_PROPAGATE", set()).add("RAY_ADDRESS")
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 def _per_worker(settings: SlotsConfig) -> dict[str, float]:

@@ -216,10 +216,11 @@ def run_jobs(
     search: Search,
     trainable: Any,
     *,
+    before_search: Iterable[Job] = (),
     after_search: Callable[[], Iterable[Job]] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> None:
-    """Run the search and then the jobs of ``after_search`` on ``config.slots.count`` slots, to the end.
+    """Run ``before_search``, the search, and the jobs of ``after_search`` on ``config.slots.count`` slots.
 
     ``trainable`` is a Tune Trainable class with its resources (``tune.with_resources``); it takes the Tune
     config ``{"job": job}``, runs it, and takes the next one by ``reset_config``, which returns True or
@@ -229,7 +230,13 @@ def run_jobs(
         StudyFailed: the first trials all failed.
         KeyboardInterrupt: the run was interrupted; what had ended is kept, the rest is resumed next time.
     """
-    agenda = Agenda(search, after_search=after_search, listeners=listeners, num_workers=config.slots.workers)
+    agenda = Agenda(
+        search,
+        before_search=before_search,
+        after_search=after_search,
+        listeners=listeners,
+        num_workers=config.slots.workers,
+    )
     callback = StudyCallback(agenda)
     scheduler = StudyASHA(
         epochs=config.training.epochs,

@@ -5,6 +5,8 @@
 
 A masked auto-encoder (He et al. 2022, on spectrograms as in Huang et al. 2022): three patches in five are hidden,
 the encoder sees the rest, a small decoder predicts the hidden ones, each normalised by its own mean and deviation.
+Beside it, a contrast between recordings (as COLA, Saeed et al. 2021): the visible parts of two clips of one recording
+should be nearer to each other than to the batch, which makes the encoder forget what chance alone decides.
 It hears nameless machines and places drawn from the factory's families, clean and one at a time: never a named
 machine type, never a mixture.
 """
@@ -27,6 +29,9 @@ from trainables.data.physics import render
 from trainables.encoders.tiny import WEIGHTS, Block, LogMel, Tiny, TinyShape, save_tiny
 
 HIDDEN_SHARE = 0.6
+CONTRAST_WEIGHT = 0.3
+TEMPERATURE = 0.1
+CLIPS_PER_RECORDING = 4
 FAMILIES = ("rotor", "gear", "bearing", "stroke", "click", "friction", "electric")
 
 
@@ -40,10 +45,15 @@ class Decoder(nn.Module):
         self.enter = nn.Linear(width, width)
         self.blocks = nn.Sequential(*[Block(width, 4) for _ in range(depth)], nn.LayerNorm(width))
         self.leave = nn.Linear(width, encoder.embed.in_features)
+        self.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
-def masked_loss(encoder: Tiny, decoder: Decoder, feature_BFM: Tensor, rng: torch.Generator) -> Tensor:
-    """Mean squared error on hidden patches, each normalised by its own mean and standard deviation."""
+def losses(encoder: Tiny, decoder: Decoder, feature_BFM: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Masked prediction and contrast of a batch whose first and second half hold clips of the same recordings.
+
+    Masked prediction: mean squared error on hidden patches, each normalised by its own mean and standard deviation.
+    Contrast: InfoNCE of the mean visible token, symmetric.
+    """
     patch = encoder.patches(feature_BFM)
     batch, num_time, num_bands, size = patch.shape
     length = num_time * num_bands
@@ -54,6 +64,11 @@ def masked_loss(encoder: Tiny, decoder: Decoder, feature_BFM: Tensor, rng: torch
     x = x.gather(1, seen[..., None].expand(-1, -1, encoder.width))
     for block in encoder.blocks:
         x = block(x)
+    view = nn.functional.normalize(decoder.project(x.mean(1)), dim=-1)
+    likeness = view[: batch // 2] @ view[batch // 2 :].T / TEMPERATURE
+    same = torch.arange(len(likeness))
+    cross = nn.functional.cross_entropy
+    contrast = 0.5 * (cross(likeness, same) + cross(likeness.T, same))
     position = encoder.embed_patches(torch.zeros_like(patch)).flatten(1, 2) - encoder.embed.bias
     full = torch.cat([decoder.enter(x), decoder.hidden.expand(batch, length - num_seen, -1)], 1)
     full = full.gather(1, back[..., None].expand(-1, -1, encoder.width)) + position
@@ -61,18 +76,22 @@ def masked_loss(encoder: Tiny, decoder: Decoder, feature_BFM: Tensor, rng: torch
     truth = patch.flatten(1, 2)
     truth = (truth - truth.mean(-1, keepdim=True)) / (truth.std(-1, keepdim=True) + 0.1)
     hidden = torch.ones(batch, length).scatter(1, seen, 0.0)
-    return ((guess - truth).square().mean(-1) * hidden).sum() / hidden.sum()
+    return ((guess - truth).square().mean(-1) * hidden).sum() / hidden.sum(), contrast
 
 
 def nameless_clips(num_machines: int, num_places: int, clips_each: int, seed: int) -> np.ndarray:
-    """Clean clips [N, T] of machines and places that no corpus names, unit RMS, float16 to save memory."""
+    """Clean clips [N, T] of machines and places that no corpus names, unit RMS, float16 to save memory.
+
+    Every ``CLIPS_PER_RECORDING`` in a row are one recording: one machine at one operating point, or one place.
+    """
     rate_hz, num_samples, waves = 16_000, 32_000, []
     for m in range(num_machines):
         rng = designs.name_rng("pretrain", seed, "machine", m)
         family = FAMILIES[m % len(FAMILIES)]
         machine = designs.design(family, f"nameless-{seed}-{m}")
-        for _ in range(clips_each):
-            speed, load = rng.uniform(0.75, 1.3), rng.uniform(0.6, 1.2)
+        for c in range(clips_each):
+            if c % CLIPS_PER_RECORDING == 0:
+                speed, load = rng.uniform(0.75, 1.3), rng.uniform(0.6, 1.2)
             wave = render(machine, rng, speed=speed, load=load, num_samples=num_samples, rate_hz=rate_hz)
             waves.append(normalise(wave, family, num_samples).astype(np.float16))
     for p in range(num_places):
@@ -99,18 +118,23 @@ def pretrain(*, steps: int, batch_size: int, learning_rate: float, seed: int, ma
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    losses: list[float] = []
+    history: list[tuple[float, float]] = []
     for step in range(1, steps + 1):
-        batch = features[torch.randint(len(features), (batch_size,), generator=rng)]
-        loss = masked_loss(encoder, decoder, batch, rng)
+        recording = torch.randperm(len(features) // CLIPS_PER_RECORDING, generator=rng)[: batch_size // 2]
+        first = torch.randint(CLIPS_PER_RECORDING, recording.shape, generator=rng)
+        second = (first + torch.randint(1, CLIPS_PER_RECORDING, first.shape, generator=rng)) % CLIPS_PER_RECORDING
+        both = torch.cat([recording * CLIPS_PER_RECORDING + first, recording * CLIPS_PER_RECORDING + second])
+        masked, contrast = losses(encoder, decoder, features[both], rng)
         optimizer.zero_grad()
-        loss.backward()
+        (masked + CONTRAST_WEIGHT * contrast).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        history.append((masked.item(), contrast.item()))
         if step % 100 == 0 or step == steps:
-            print(f"step {step}/{steps}  loss {np.mean(losses[-100:]):.4f}  {time.time() - start:.0f} s", flush=True)
+            recent = np.mean(history[-100:], axis=0)
+            seconds = time.time() - start
+            print(f"step {step}/{steps}  masked {recent[0]:.4f}  contrast {recent[1]:.4f}  {seconds:.0f} s", flush=True)
     record: dict[str, object] = {
         "command": "python -m trainables.encoders.pretrain " + " ".join(sys.argv[1:]),
         "seed": seed,
@@ -119,8 +143,8 @@ def pretrain(*, steps: int, batch_size: int, learning_rate: float, seed: int, ma
         "learning_rate": learning_rate,
         "clips": len(waves),
         "duration_s": round(time.time() - start),
-        "loss_first_100": round(float(np.mean(losses[:100])), 4),
-        "loss_last_100": round(float(np.mean(losses[-100:])), 4),
+        "loss_first_100_steps": dict(zip(("masked", "contrast"), np.mean(history[:100], axis=0).round(4), strict=True)),
+        "loss_last_100_steps": dict(zip(("masked", "contrast"), np.mean(history[-100:], axis=0).round(4), strict=True)),
         "torch": torch.__version__,
     }
     return encoder, record

@@ -80,9 +80,8 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
                 f"the {split} split; scoring needs a bank and both normal and anomaly"
             )
         both = np.concatenate([bank[machine], queries[machine]])
-        where = rng.random()  # the same for both kinds: where environments come in pairs, a machine stays in its place
         for kind in KINDS:
-            noise = _segments(corpus, kind, len(both), where, rng)
+            noise = _segments(corpus, kind, len(both), rng)
             for band, (low, high) in bands_db.items():
                 # levels spread evenly over the band, in another order for every seed
                 level = low + (high - low) * (order[position] + 0.5) / len(machines)
@@ -100,17 +99,17 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
         bank=bank,
         queries=queries,
         bands=tuple(bands_db),
-        digest=digest({"corpus": corpus.digest, "split": split, "seed": seed, "bands": bands_db, "revision": 1}),
+        digest=digest({"corpus": corpus.digest, "split": split, "seed": seed, "bands": bands_db, "revision": 2}),
     )
 
 
-def _segments(corpus: Corpus, kind: str, count: int, where: float, rng: np.random.Generator) -> np.ndarray:
-    """``count`` test segments of one environment, chosen by ``where`` in [0, 1); every segment is used once before any is used again."""
+def _segments(corpus: Corpus, kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` test segments of one environment; every segment is used once before any is used again."""
     pool = corpus.select(role="noise", kind=kind, split="test")
     if not len(pool):
         raise UserError(f"no {kind} noise in the test split: the subset {kind!r} needs at least one such clip")
     names = sorted({corpus.clips[i].name for i in pool})
-    chosen = names[int(where * len(names))]
+    chosen = names[int(rng.integers(len(names)))]
     pool = np.array([i for i in pool if corpus.clips[i].name == chosen])
     rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
     return np.concatenate(rounds)[:count]
