@@ -227,16 +227,21 @@ def test_a_study_with_every_kind_of_mishap(
 ) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()
-    for fault in ("kill-t0001", "fail-t0002", "nan-t0003", "hold-t0005", "fail-c-best-s1"):
+    for fault in ("kill-t0001", "fail-t0002", "nan-t0003", "hold-t0005", "hold-c-best-s0", "fail-c-best-s1"):
         (faults / fault).touch()
 
     class Release(Diary):
-        """Lets t0005 go on once the killed trial goes on: the lost slot must come back meanwhile."""
+        """Holds a trial until the killed one goes on, and a confirmation until the others are over.
 
-        def job_started(self, job: dict[str, Any]) -> None:
-            super().job_started(job)
+        So the lost slot must have come back, and the confirmation must have both slots.
+        """
+
+        def _note(self, *event: Any) -> None:
+            super()._note(*event)
             if self.events.count(("started", "t0001")) == 2:
                 (faults / "hold-t0005").unlink(missing_ok=True)
+            if event[:2] == ("ended", "c-best-s2"):
+                (faults / "hold-c-best-s0").unlink()
 
     diary = Release()
     handler, before = (
@@ -269,7 +274,7 @@ def test_a_study_with_every_kind_of_mishap(
     others = {pid for job_id, _, pid in epochs if job_id in ("t0000", "t0004", "t0005")} - before_kill
     assert len(before_kill) == len(after_kill) == 1
     assert len(others | after_kill) == 2
-    assert {pid for job_id, _, pid in epochs if job_id.startswith("c-")} <= others | after_kill
+    assert {pid for job_id, _, pid in epochs if job_id.startswith("c-")} == others | after_kill
 
     assert diary.of("ended") == Counter(dict.fromkeys(results, 1))
     assert diary.of("started") == Counter({**dict.fromkeys(results, 1), "t0001": 2})
@@ -318,14 +323,20 @@ def test_a_study_stopped_in_every_way_is_completed_by_the_same_command(
     assert done
     assert "t0004" not in done
 
-    # The rest, and one trial more.
+    # The rest.
     diary = Diary()
     assert_complete(ray_toy.run(tmp_path, listeners=(diary,), trials=8), trials=8)
     assert not done.keys() & diary.of("started").keys()
     assert {i: folder.result(i) for i in done} == done
 
+    # One trial more: it is behind those of the earlier runs, so that their values must have been remembered.
+    longer = Diary()
+    results = assert_complete(ray_toy.run(tmp_path, listeners=(longer,), trials=9), trials=9)
+    assert longer.of("started") == Counter(["t0008"])
+    assert (results["t0008"]["state"], results["t0008"]["epoch"]) == ("stopped", 2)
+
     complete = Diary()
-    ray_toy.run(tmp_path, listeners=(complete,), trials=8)
+    ray_toy.run(tmp_path, listeners=(complete,), trials=9)
     assert complete.events == []
     assert max(Counter(e[:2] for e in computed(tmp_path)).values()) == 1
 
