@@ -51,9 +51,11 @@ test: lint ## the formatter check, the linter, the type checker and every test; 
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: env ## formatter check, linter, type checker
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@failed=; \
+	$(BIN)/ruff format --check . || failed=1; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/mypy || failed=1; \
+	test -z "$$failed"
 
 ui: env ## MLflow's pages for the studies in runs/, on 127.0.0.1
 	@test -f "$(STORAGE)/mlflow.db" || { echo "error: no study in $(STORAGE) yet: run 'make study' first" >&2; exit 2; }
