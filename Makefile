@@ -59,7 +59,8 @@ lint: env ## formatter check, linter, type checker
 
 ui: env ## MLflow's pages for the studies in runs/, on 127.0.0.1
 	@test -f "$(STORAGE)/mlflow.db" || { echo "error: no study in $(STORAGE) yet: run 'make study' first" >&2; exit 2; }
-	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --host 127.0.0.1 $(ARGS)
+	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --host 127.0.0.1 \
+	  --artifacts-destination "$(STORAGE)/mlartifacts" $(ARGS)
 
 lock: env ## write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions allowed
 	@$(BIN)/uv pip compile --quiet $(ARGS) --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
