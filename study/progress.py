@@ -1,79 +1,164 @@
-"""What a study says while it runs: one line per job that ends, in words, with what is left.
+"""What a study says while it runs: one line per job that ends, in aligned columns, with what is left.
 
-    [ 5/25] t0003 finished  official 84.1  low 76.2  gap 31%  snr_sigmoid / uniform / dwa   best 84.1  ~4 min left
+    [ 5/25] t0002        official  84.1  low  76.2  gap   31%  ~4 min left  snr_sigmoid, uniform, dwa; best so far
+    [ 6/25] t0003        official  71.9  low  60.3  gap  -80%  ~4 min left  ramp, bands, gradnorm; stopped at epoch 2
 
-Lines go to standard output as they happen, so that a terminal, a job's log and a file all read the same.
+Lines go to standard output as they happen, so that a terminal, a job's log and a file all read the same. Time left
+is a guess from what jobs of each kind have cost so far, earlier runs of the study included.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any, TextIO
 
 HEARTBEAT_S = 60.0  # a running job is mentioned this often when nothing ends
+LEGEND = """\
+official: how well anomalies are found, in points (50 is chance, 100 is perfect); low: the same at low SNR;
+gap: share of the way from the frozen encoder (0%) to hearing machine and noise apart (the oracle, 100%)"""
+Job = Mapping[str, Any]
+Result = Mapping[str, Any]
+
+
+def kind_of(job: Job) -> str:
+    """Jobs of one kind cost about the same: ``trial``, ``confirm``, and ``frozen`` ones of either stage."""
+    return f"frozen {job['role']}" if job["trial"]["system"] == "frozen" else str(job["role"])
 
 
 class Progress:
-    """A listener of the study's events. ``total`` is the number of jobs expected in all."""
+    """A listener of the study's events. ``expected`` is the number of jobs of each kind in the whole study.
 
-    def __init__(self, total: int, *, num_slots: int, begun: float, done: int = 0, out: TextIO | None = None) -> None:
-        self.total, self.done, self.num_slots, self.begun = total, done, num_slots, begun
-        self.best: tuple[float, str] | None = None
+    ``earlier`` are the jobs that ended in earlier runs. ``begun`` is when the command was given (``time.time()``).
+    """
+
+    def __init__(
+        self,
+        expected: Mapping[str, int],
+        *,
+        num_slots: int,
+        begun: float,
+        earlier: Iterable[tuple[Job, Result]] = (),
+        out: TextIO | None = None,
+    ) -> None:
+        self.expected, self.num_slots, self.begun = dict(expected), num_slots, begun
+        self.ended: Counter[str] = Counter()
+        self.best: float | None = None
         self._out = out or sys.stdout
-        self._cost_s: list[float] = []
-        self._running: dict[str, float] = {}
-        self._trained = False
+        self._costs_s: dict[str, list[float]] = {}
+        self._running: dict[str, tuple[str, float]] = {}  # id -> kind, since when
+        self._trained = self._explained = False
         self._spoke = time.monotonic()
+        for job, result in earlier:
+            self._count(job, result)
 
-    def job_started(self, job: Mapping[str, Any]) -> None:
-        self._running[job["id"]] = time.monotonic()
+    @property
+    def total(self) -> int:
+        """Jobs of the whole study, as far as is known."""
+        return sum(max(number, self.ended[kind]) for kind, number in self.expected.items())
 
-    def job_reported(self, job: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        if not self._trained and "train_s" in record["metrics"]:
+    @property
+    def done(self) -> int:
+        return sum(self.ended.values())
+
+    def confirming(self, jobs: Iterable[Job]) -> None:
+        """The search is over, and these are all jobs of the confirmation: no finalist is a guess any more."""
+        numbers = Counter(kind_of(job) for job in jobs)
+        for kind in ("confirm", "frozen confirm"):
+            self.expected[kind] = numbers[kind]
+
+    def job_started(self, job: Job) -> None:
+        self._running[job["id"]] = kind_of(job), time.monotonic()
+
+    def job_reported(self, job: Job, record: Mapping[str, Any]) -> None:
+        metrics = record["metrics"]
+        if not self._trained and "train_s" in metrics:
             self._trained = True
-            first = time.time() - record["metrics"]["epoch_s"] - self.begun
-            self.say(f"first training step {first:.0f} s after the command")
+            self.say(
+                f"first training step {time.time() - metrics['epoch_s'] - self.begun:.0f} s after the command"
+            )
         if time.monotonic() - self._spoke > HEARTBEAT_S:
-            value = _points(record["metrics"].get("official"))
-            self.say(f"{job['id']} epoch {record['epoch']}/{record['epochs']}  official {value}{self._left()}")
+            scored = f"official {_points(metrics.get('official'))}"
+            self.say(
+                f"{job['id']} is at epoch {record['epoch']} of {record['epochs']}, {scored}  {self._left()}".rstrip()
+            )
 
-    def job_ended(self, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        self.done += 1
-        started = self._running.pop(job["id"], None)
-        if started is not None and job["trial"]["system"] != "frozen":
-            self._cost_s.append(time.monotonic() - started)
-        metrics = result["metrics"]
-        official = metrics.get("official")
-        if job["role"] == "trial" and result["state"] == "finished" and official is not None:
-            self.best = max(self.best or (official, job["id"]), (official, job["id"]), key=lambda b: b[0])
-        if result["state"] == "failed":
-            what = f"FAILED: {result['reason']}"
-        else:
-            gap = metrics.get("gap_closed")
-            what = f"official {_points(official)}  low {_points(metrics.get('low/official'))}"
-            what += f"  gap {gap:4.0%}" if gap is not None else ""
-            what += f"  after epoch {result['epoch']}" if result["state"] == "stopped" else ""
-        name = job["baseline"] or job["label"]
-        best = f"   best {self.best[0]:.1f} ({self.best[1]})" if self.best and job["role"] == "trial" else ""
+    def job_ended(self, job: Job, result: Result) -> None:
+        self._running.pop(job["id"], None)
+        better = self._count(job, result)
+        if not self._explained:
+            self._explained = True
+            self.say(LEGEND)
         width = len(str(self.total))
-        state = {"finished": "done", "stopped": "stopped early", "failed": "failed"}[result["state"]]
-        self.say(f"[{self.done:{width}d}/{self.total}] {job['id']:<16} {state:<13} {what}  {name}{best}{self._left()}")
+        start = f"[{self.done:{width}d}/{self.total}] {job['id']:<12}"
+        name = (
+            f"{job['baseline']} (published)" if job["role"] == "trial" and job["baseline"] else job["label"]
+        )
+        if result["state"] == "failed":
+            self.say(f"{start} FAILED: {result['reason']}  ({name})")
+            return
+        metrics = result["metrics"]
+        remark = f"; stopped at epoch {result['epoch']}" if result["state"] == "stopped" else ""
+        remark += "; best so far" if better else ""
+        gap = metrics.get("gap_closed")
+        self.say(
+            f"{start} official {_points(metrics.get('official'))}  low {_points(metrics.get('low/official'))}  "
+            f"gap {'    -' if gap is None else f'{gap:5.0%}'}  {self._left():>11}  {name}{remark}"
+        )
 
     def say(self, text: str) -> None:
         """One line, at once."""
         self._spoke = time.monotonic()
         print(text, file=self._out, flush=True)
 
+    def _count(self, job: Job, result: Result) -> bool:
+        """Remember what an ended job cost; whether it is the best trial so far."""
+        kind = kind_of(job)
+        self.ended[kind] += 1
+        if result["state"] != "failed":
+            self._costs_s.setdefault(kind, []).append(float(result["duration_s"]))
+        if kind != "trial" or result["state"] != "finished":
+            return False
+        self._costs_s.setdefault("whole trial", []).append(float(result["duration_s"]))
+        official = result["metrics"].get("official")
+        if official is None or (self.best is not None and official <= self.best):
+            return False
+        self.best = official
+        return True
+
     def _left(self) -> str:
-        """A guess from the jobs so far; jobs without training count as nothing."""
-        num_left = self.total - self.done
-        if not self._cost_s or num_left <= 0:
+        seconds = self.left_s()
+        if seconds is None or self.done >= self.total:
             return ""
-        left_s = num_left * sum(self._cost_s) / len(self._cost_s) / self.num_slots
-        return f"   ~{max(1, round(left_s / 60))} min left"
+        minutes = round(seconds / 60)
+        if minutes >= 100:
+            return f"~{minutes / 60:.1f} h left"
+        return f"~{minutes} min left" if minutes else "<1 min left"
+
+    def left_s(self) -> float | None:
+        """A guess at the seconds that are left, None while nothing is known of trials.
+
+        Trials are counted at the mean of those that ended, stopped early or not; confirmations, which are never
+        stopped, at that of whole trials until one has ended; frozen ones at nothing until then.
+        """
+        total = 0.0
+        for kind, number in self.expected.items():
+            left = number - self.ended[kind]
+            costs = self._costs_s.get(kind) or (
+                self._costs_s.get("whole trial") if kind == "confirm" else None
+            )
+            if left <= 0 or (not costs and kind.startswith("frozen")):
+                continue
+            if not costs:
+                return None
+            cost = fmean(costs)
+            spent = [time.monotonic() - since for running, since in self._running.values() if running == kind]
+            total += left * cost - sum(min(cost, s) for s in spent)
+        return max(0.0, total) / self.num_slots
 
 
 def _points(value: float | None) -> str:
-    return "  - " if value is None else f"{value:.1f}"
+    return "    -" if value is None else f"{value:5.1f}"

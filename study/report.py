@@ -109,26 +109,35 @@ def title_of(summary: Summary, method: Method) -> str:
 
 
 def confirmed_table(summary: Summary) -> Table:
-    """The comparison on held-out machines."""
+    """The comparison on held-out machines: methods that were scored there, and a line on those that were not."""
     names = columns(summary)
     rows: list[tuple[str, ...]] = []
     strong: int | None = None
     for method in summary.methods.values():
+        if not method.scores:
+            continue
         if method.who == summary.best_who:
             strong = len(rows)
         values = [points(e) if (e := method.scores.get(key)) else "-" for key in names]
-        seeds = f"{len(method.seeds)}/{summary.config.confirm.seeds}" if method.seeds else "-"
+        seeds = f"{len(method.seeds)}/{summary.config.confirm.seeds}"
         rows.append((title_of(summary, method), *values, _gap_cell(method), seeds))
     header = ("held-out", *names.values(), "gap closed", "seeds")
-    gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR. -: not confirmed."
+    gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR."
     scored = f"{count(len(summary.machines), 'held-out machine')}: {', '.join(summary.machines)}. {INTERVALS}"
-    return Table(header, tuple(rows), (scored, gap, *summary.notes), strong)
+    left_out = unconfirmed(summary)
+    return Table(
+        header, tuple(rows), (scored, gap, *([left_out] if left_out else []), *summary.notes), strong
+    )
+
+
+def unconfirmed(summary: Summary) -> str:
+    """A line on the rows that are missing in the comparison; empty when there are none."""
+    names = [title_of(summary, method) for method in summary.methods.values() if not method.scores]
+    return f"Not confirmed: {', '.join(names)}; confirm.recipes says which recipes are." if names else ""
 
 
 def _gap_cell(method: Method) -> str:
-    if method.who in ("teacher", "oracle") or not method.scores:
-        return {"teacher": "0%", "oracle": "100%"}.get(method.who, "-") if method.scores else "-"
-    return percent(method.gap)
+    return {"teacher": "0%", "oracle": "100%"}.get(method.who) or percent(method.gap)
 
 
 def paired_table(summary: Summary) -> Table:
@@ -336,16 +345,17 @@ def print_comparison(summary: Summary, *, file: TextIO | None = None, width: int
 
     if summary.confirmed:
         names = ", ".join(summary.machines)
-        say(f"Held-out machines ({names}): official score in points, 95% intervals below")
+        say(f"Held-out machines ({names}): official score in points, 95% intervals")
         _print_table(_two_lines(confirmed_table(summary)), out, width)
-        for note in summary.notes:
+        for note in filter(None, (unconfirmed(summary), *summary.notes)):
             say(note)
     else:
         say("Nothing was scored on held-out machines: no results, only the numbers of the search.")
     print(file=out)
     say("Search machines, for selection only: these numbers chose the best trial and flatter it")
     table = search_table(summary)
-    _print_table([[(cell, "") for cell in row] for row in (table.header, *table.rows)], out, width)
+    cells = [row[:-1] for row in (table.header, *table.rows)]  # which run it was is in the report
+    _print_table([[(cell, "") for cell in row] for row in cells], out, width)
     for note in (*(note for note in table.notes if note.startswith("*")), *summary.notes):
         say(note)
 

@@ -1,0 +1,64 @@
+"""``--dry-run``: what a study would be and would need, with every check made and nothing started or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import search_spaces
+from study.command import Command
+from study.preflight import preflight
+from trainables.settings import to_dict
+
+MOST_DRAWS = 2000  # random trials looked at for one of every branch
+
+
+def dry_run(command: Command) -> int:
+    """Print the resolved study, its resources, and one sampled trial per branch of the space.
+
+    Raises:
+        UserError: the study could not run.
+    """
+    config = command.config
+    checked = preflight(config, command.storage, command.tracking_uri, dry_run=True)
+    system = search_spaces.load(config.system)
+    confirmed = config.confirm.seeds * (2 + config.confirm.finalists + len(config.confirm.recipes))
+    print(f"study {config.name} (dry run: nothing is started)")
+    print("\n".join(checked.lines))
+    print(
+        f"jobs       {config.search.trials} trials of up to {config.training.epochs} epochs, then up to {confirmed} "
+        "to confirm the best; 2 frozen references"
+    )
+    for note in checked.notes:
+        print(f"note       {note}")
+    print("\nsettings")
+    print(json.dumps(to_dict(config), indent=1))
+    print("\npublished recipes")
+    for name, params in system.RECIPES.items():
+        mark = "tried first" if name in config.search.recipes else "not in search.recipes"
+        print(f"  {name} ({mark}): {json.dumps(dict(params))}")
+    print("\none sampled trial per branch")
+    for label, params in sampled_branches(system, config.search.seed):
+        print(f"  {label}: {json.dumps(params)}")
+    return 0
+
+
+def sampled_branches(system: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One random trial for every choice of every ``*_kind``, labelled ``key=choice``."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    wanted = [(key, kind) for key, kinds in system.BRANCHES.items() for kind in kinds]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for _ in range(MOST_DRAWS):
+        params = dict(system.space(study.ask()))
+        for branch in wanted:
+            if params[branch[0]] == branch[1]:
+                found.setdefault(branch, params)
+        if len(found) == len(wanted):
+            break
+    for key, kind in wanted:
+        if (key, kind) in found:
+            yield f"{key}={kind}", found[key, kind]
