@@ -146,7 +146,7 @@ def space(trial: Trial) -> dict[str, Scalar]:
 # Not published, so these are defaults of this project and no claim about the paper.
 DEFAULTS: Mapping[str, Scalar] = {
     "learning_rate": 2e-3,  # the paper's 1e-4 is for 90 M parameters and 20,000 steps
-    "align_level": "pooled",
+    "align_level": "tokens",
     "spec_time_fraction": 0.1,
     "spec_mel_fraction": 0.1,
 }

@@ -119,11 +119,16 @@ PATHS = ("corpus.manifest", "corpus.root", "encoder.checkpoint")
 
 
 def identity(config: StudyConfig) -> str:
-    """Hexadecimal digest of everything that makes results differ, files by their content."""
+    """Hexadecimal digest of everything that makes results differ: settings, files by their content, and the
+    revisions of the built-in corpus and of the evaluation grid."""
+    from trainables.data import factory
+    from trainables.scoring import grid
+
     values = _flat(to_dict(config))
     kept = {k: v for k, v in values.items() if not k.startswith(tuple(f"{w}." for w in WITHOUT_EFFECT))}
     kept = {k: v for k, v in kept.items() if k not in WITHOUT_EFFECT}
-    return digest({k: _content(Path(v)) if k in PATHS and v is not None else v for k, v in kept.items()})
+    kept = {k: _content(Path(v)) if k in PATHS and v is not None else v for k, v in kept.items()}
+    return digest(kept | {"factory": factory.REVISION, "grid": grid.REVISION})
 
 
 def differences(stored: Mapping[str, Any], config: StudyConfig) -> list[str]:

@@ -142,7 +142,7 @@ def test_every_value_is_described_in_one_line(sampled):
 def test_labels(sampled):
     assert describe(RECIPES[PAPER]) == "constant / fixed / fixed"
     assert explain(RECIPES[PAPER]) == (
-        "lambda 0.5; training SNR 0 dB; tagging : alignment 1 : 1; learning rate 0.001; pooled alignment; "
+        "lambda 0.5; training SNR 0 dB; tagging : alignment 1 : 1; learning rate 0.002; tokens alignment; "
         "masks up to 10% of time, 10% of mel bands"
     )
     assert "tagging alone" in explain(RECIPES["tagging"])

@@ -9,15 +9,19 @@ Machine types are split three ways: some only train, some are scored while searc
 
 from __future__ import annotations
 
+import numpy as np
+
 from trainables.data import designs
 from trainables.data.corpus import Clip, MachineRoles
 from trainables.data.physics import render
 from trainables.errors import UserError
 from trainables.settings import CorpusConfig, digest
 
-REVISION = 4  # counts changes that alter what a seed renders
+REVISION = 5  # counts changes that alter what a seed renders
 SPEEDS = {"source": (0.94, 1.0, 1.06), "target": (0.84, 1.18)}
-NUM_UNITS = 24  # of each training type: a student that heard one fan only learns that fan, not how to hear through noise
+TRAINING_CLIPS = 4  # times as many of a machine that trains as of one that is scored
+# of each training type: a student that heard one fan only learns that fan, not how to hear through noise
+NUM_UNITS = 96
 STATES = {"idle": "stationary", "busy": "nonstationary"}
 LOADS = {"source": 1.0, "target": 0.75}
 
@@ -25,7 +29,9 @@ LOADS = {"source": 1.0, "target": 0.75}
 def factory_source(config: CorpusConfig) -> FactorySource:
     """The factory of ``config.seed``. Raises UserError when ``clips_per_machine`` is too small to score."""
     if config.clips_per_machine < 8:
-        raise UserError(f"corpus.clips_per_machine = {config.clips_per_machine}: at least 8, so that every fault is heard")
+        raise UserError(
+            f"corpus.clips_per_machine = {config.clips_per_machine}: at least 8, so that every fault is heard"
+        )
     return FactorySource(config)
 
 
@@ -44,7 +50,11 @@ class FactorySource:
         num_target, num_normal, num_anomaly = max(3, num_bank // 4), num_bank // 3, 3 * num_bank // 8
         clips = []
         for name in (*designs.TRAIN, *designs.SEARCH, *designs.CONFIRM):
-            plan = [("train", "source", "normal", num_bank), ("train", "target", "normal", num_target)]
+            more = TRAINING_CLIPS if name in designs.TRAIN else 1
+            plan = [
+                ("train", "source", "normal", more * num_bank),
+                ("train", "target", "normal", more * num_target),
+            ]
             if name not in designs.TRAIN:
                 for domain in ("source", "target"):
                     plan += [("test", domain, "normal", num_normal), ("test", domain, "anomaly", num_anomaly)]
@@ -70,7 +80,7 @@ class FactorySource:
     def _noise_clips(self) -> list[Clip]:
         # training meets every machine clip with a segment of its own; scoring needs one per bank and query clip
         num_bank = self._config.clips_per_machine
-        num_train = -(-len(designs.TRAIN) * (num_bank + max(3, num_bank // 4)) // 8)
+        num_train = -(-len(designs.TRAIN) * TRAINING_CLIPS * (num_bank + max(3, num_bank // 4)) // 8)
         num_test = num_bank + max(3, num_bank // 4) + 2 * (num_bank // 3) + 2 * (3 * num_bank // 8)
         places = [(f"{place}_{state}", kind) for place in designs.PLACES for state, kind in STATES.items()]
         clips = []
@@ -83,7 +93,7 @@ class FactorySource:
                     )
         return clips
 
-    def render(self, index: int):
+    def render(self, index: int) -> np.ndarray:
         """Clip ``index`` as float32 [T]."""
         clip, config = self.clips[index], self._config
         rng = designs.name_rng("clip", config.seed, clip.origin)
@@ -91,7 +101,9 @@ class FactorySource:
         if clip.role == "noise":
             place, state = clip.name.split("_")
             busy = STATES[state] == "nonstationary"
-            return designs.noise(designs.place(place), rng, busy=busy, num_samples=num_samples, rate_hz=rate_hz)
+            return designs.noise(
+                designs.place(place), rng, busy=busy, num_samples=num_samples, rate_hz=rate_hz
+            )
         family = designs.TYPES[clip.name]
         unit = clip.origin.split("/unit")[1][:2]
         machine = designs.design(family, clip.name if unit == "00" else f"{clip.name}-{unit}")
