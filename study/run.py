@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         kept = ""
         if command is not None:
             with contextlib.suppress(OSError):
+                command.folder.mkdir(parents=True, exist_ok=True)
                 (command.folder / "traceback.txt").write_text(text)
                 kept = f"; the traceback is kept in {command.folder / 'traceback.txt'}"
         print(
