@@ -11,14 +11,14 @@ Shape legend: N clips, R mixtures, T samples, F frames, M mel bins, P time patch
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,15 @@ from torch import Tensor
 from trainables.data.corpus import Corpus, open_corpus
 from trainables.data.mixing import mix
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
+from trainables.errors import UserError
 from trainables.files import exclusive, write_atomically
+from trainables.losses import teacher_scale
 from trainables.scoring.grid import Plan, Row, make_plan, score_plan
 from trainables.settings import TrialConfig, digest, to_dict
+
+SCORES_REVISION = 1  # counts changes of back ends or metrics that alter the reference tables
+NUM_KEPT = 4  # materials that a process keeps at hand: search, and a few seeds of confirm
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,17 @@ class Materials:
 
     ``target_NPBD`` holds teacher tokens of the training clips, found through ``target_row`` (clip -> row, -1 when
     absent); ``target_std_E`` and ``target_std_D`` are the deviations of pooled and token targets that put the
-    alignment loss on a common scale. ``feature_RFM`` is None when the mixtures' features would not fit the limit.
+    alignment loss on a common scale. ``train_machine`` and ``train_noise`` are the clips that train.
+    ``feature_RFM`` is None when the mixtures' features exceed ``scoring.feature_cache_gb``. ``reference`` holds the
+    tables of ``teacher`` and ``oracle``.
     """
 
     corpus: Corpus
     plan: Plan
     target_NPBD: np.ndarray
     target_row: np.ndarray
+    target_std_E: Tensor
+    target_std_D: Tensor
     train_machine: np.ndarray
     train_noise: np.ndarray
     feature_RFM: np.ndarray | None
@@ -55,15 +65,24 @@ class Materials:
         return torch.from_numpy(self.corpus.waves_NT[index]).to(device, non_blocking=True)
 
 
+# Keyed by identity, so a warm process keeps the study's materials and forgets those of an earlier one.
+_kept: dict[str, Materials] = {}
+
+
 def prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
     """The materials of a trial, computed if nobody has yet. ``params`` and the training seed do not matter here.
 
     Raises:
-        UserError: the corpus or the encoder cannot be used.
+        UserError: the corpus or the encoder cannot be used, they do not fit each other, or no space.
     """
-    seed = scoring_seed(trial)
-    key = json.dumps([to_dict(trial.corpus), to_dict(trial.encoder), to_dict(trial.scoring), trial.split, seed])
-    return _prepare(key, trial, cache_dir, device)
+    parts = (trial.corpus, trial.scoring, trial.split, scoring_seed(trial), str(cache_dir.absolute()))
+    key = json.dumps([encoder_digest(trial.encoder), *map(to_dict, parts)])
+    if key not in _kept:
+        made = _prepare(trial, cache_dir, device)
+        while len(_kept) >= NUM_KEPT:
+            _kept.pop(next(iter(_kept)))
+        _kept[key] = made
+    return _kept[key]
 
 
 def scoring_seed(trial: TrialConfig) -> int:
@@ -71,116 +90,124 @@ def scoring_seed(trial: TrialConfig) -> int:
     return trial.seed if trial.split == "confirm" else trial.corpus.seed
 
 
-# Small and keyed by identity, so a warm process keeps the study's materials and forgets those of an earlier one.
-_kept: dict[str, Materials] = {}
-
-
-def _prepare(key: str, trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
-    if key in _kept:
-        return _kept[key]
+def _prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
+    encoder = load_encoder(trial.encoder).to(device).eval()
+    encoder.check_clips(trial.corpus)
     corpus = open_corpus(trial.corpus, cache_dir)
     plan = make_plan(corpus, split=trial.split, seed=scoring_seed(trial), bands_db=trial.scoring.bands_db)
-    encoder = load_encoder(trial.encoder).to(device).eval()
     maker = _Maker(corpus, plan, encoder, trial, device)
+    teacher = encoder_digest(trial.encoder)
+    scored = {"oracle_lambda": trial.scoring.oracle_lambda, "revision": SCORES_REVISION}
     parts = {
-        "targets": (maker.targets, digest([corpus.digest, encoder_digest(trial.encoder)])),
-        "features": (maker.features, digest([plan.digest, trial.encoder.name])),
-        "scores": (maker.reference, digest([plan.digest, encoder_digest(trial.encoder), _scoring(trial)])),
+        "targets": (maker.targets, digest([corpus.digest, teacher])),
+        "features": (maker.features, digest([plan.digest, encoder.feature_digest])),
+        "scores": (maker.reference, digest([plan.digest, teacher, scored])),
     }
-    made = _make_all({cache_dir / f"{name}-{k}.npy": make for name, (make, k) in parts.items()})
-    targets, features, scores = made.values()
-    noise = corpus.select(role="noise", split="train")
+    if maker.feature_gb() > trial.scoring.feature_cache_gb:
+        del parts["features"]
+    paths = {name: cache_dir / f"{name}-{key}.npy" for name, (_, key) in parts.items()}
+    made = _make_all({paths[name]: make for name, (make, _) in parts.items()})
     row = np.full(len(corpus.clips), -1)
     row[maker.training] = np.arange(len(maker.training))
-    materials = Materials(
+    targets = made[paths["targets"]]
+    tokens = torch.from_numpy(np.array(targets))
+    return Materials(
         corpus=corpus,
         plan=plan,
         target_NPBD=targets,
         target_row=row,
-        train_machine=np.setdiff1d(maker.training, noise),
-        train_noise=noise,
-        feature_RFM=features if features.size else None,
-        reference=json.loads(bytes(scores)),
+        target_std_E=teacher_scale(encoder.pool(tokens)),
+        target_std_D=teacher_scale(tokens.flatten(0, 2)),
+        train_machine=maker.machines,
+        train_noise=maker.noises,
+        feature_RFM=made[paths["features"]] if "features" in paths else None,
+        reference=json.loads(bytes(made[paths["scores"]])),
     )
-    while len(_kept) >= 4:
-        _kept.pop(next(iter(_kept)))
-    _kept[key] = materials
-    return materials
 
 
-def _scoring(trial: TrialConfig) -> dict[str, Any]:
-    return {"oracle_lambda": trial.scoring.oracle_lambda, "revision": 1}
+Blocks = tuple[int, Iterable[np.ndarray]]  # rows in all, and the array in pieces along its first axis
 
 
 class _Maker:
-    """Computes the three shared parts from the frozen encoder."""
+    """Computes the three shared parts from the frozen encoder, piece by piece."""
 
-    def __init__(self, corpus: Corpus, plan: Plan, encoder: Encoder, trial: TrialConfig, device: torch.device) -> None:
+    def __init__(
+        self, corpus: Corpus, plan: Plan, encoder: Encoder, trial: TrialConfig, device: torch.device
+    ) -> None:
         self.corpus, self.plan, self.encoder, self.device = corpus, plan, encoder, device
-        self.batch, self.limit_gb = trial.scoring.batch_size, trial.scoring.feature_cache_gb
-        self.oracle_lambda = trial.scoring.oracle_lambda
+        self.batch, self.oracle_lambda = trial.scoring.batch_size, trial.scoring.oracle_lambda
         machines = corpus.select(role="machine", split="train", label="normal", name=corpus.roles.train)
-        noises = corpus.select(role="noise", split="train")
-        self.training = np.concatenate([corpus.visible(machines, "search"), noises])
+        self.machines = corpus.visible(machines, "search")
+        self.noises = corpus.select(role="noise", split="train")
+        if not len(self.machines) or not len(self.noises):
+            lacking = "normal machine clips" if not len(self.machines) else "noise clips"
+            raise UserError(
+                f"corpus.kind = {trial.corpus.kind!r}: no {lacking} to train on; add some with split train"
+            )
+        self.training = np.concatenate([self.machines, self.noises])
 
-    @torch.no_grad()
-    def targets(self) -> np.ndarray:
-        return np.concatenate([self._tokens(i).cpu().numpy() for i in self._chunks(self.training)])
+    def feature_gb(self) -> float:
+        """Size of all mixtures' features in 10^9 bytes."""
+        return self._mixtures(np.arange(1)).nbytes * len(self.plan.clip_R) / 1e9
 
-    @torch.no_grad()
-    def features(self) -> np.ndarray:
-        first = mixture_features(self.corpus, self.plan, np.arange(1), self.encoder, self.device)
-        if first.nbytes * len(self.plan.clip_R) > self.limit_gb * 1e9:
-            return np.zeros((0, *first.shape[1:]), np.float32)
+    def targets(self) -> Blocks:
+        """Teacher tokens [N, P, B, D] of the clips that train."""
+        return len(self.training), (self._tokens(i).cpu().numpy() for i in self._chunks(self.training))
+
+    def features(self) -> Blocks:
+        """Features [R, F, M] of the plan's mixtures."""
         rows = np.arange(len(self.plan.clip_R))
-        parts = [
-            mixture_features(self.corpus, self.plan, r, self.encoder, self.device).cpu().numpy()
-            for r in self._chunks(rows)
-        ]
-        return np.concatenate(parts)
+        return len(rows), (self._mixtures(r).cpu().numpy() for r in self._chunks(rows))
 
     @torch.no_grad()
-    def reference(self) -> np.ndarray:
-        """Tables of the frozen teacher and of the oracle: kNN on the convex mix of clean and noise embeddings."""
-        plan, share = self.plan, self.oracle_lambda
-        clips = np.unique(np.concatenate([plan.clip_R, plan.noise_R]))
-        clean = np.zeros((len(self.corpus.clips), self.encoder.embedding_size), np.float32)
-        for i in self._chunks(clips):
-            clean[i] = self.encoder.pool(self._tokens(i)).cpu().numpy()
-        rows = np.arange(len(plan.clip_R))
+    def reference(self) -> Blocks:
+        """Tables (JSON in bytes) of the frozen teacher and of the oracle.
+
+        The oracle is kNN on the convex mix of clean and noise embeddings (arXiv 2510.25182, "embedding mixture").
+        """
+        plan, share, encoder = self.plan, self.oracle_lambda, self.encoder
+        clean_NE = np.zeros((len(self.corpus.clips), encoder.embedding_size), np.float32)
+        for i in self._chunks(np.unique(np.concatenate([plan.clip_R, plan.noise_R]))):
+            clean_NE[i] = encoder.pool(self._tokens(i)).cpu().numpy()
         mixed = [
-            self.encoder.pool(
-                self.encoder.tokens(mixture_features(self.corpus, plan, r, self.encoder, self.device))
-            ).cpu()
-            for r in self._chunks(rows)
+            encoder.pool(encoder.tokens(self._mixtures(r))).cpu()
+            for r in self._chunks(np.arange(len(plan.clip_R)))
         ]
         sides = {
             "teacher": torch.cat(mixed).numpy(),
-            "oracle": share * clean[plan.clip_R] + (1 - share) * clean[plan.noise_R],
+            "oracle": share * clean_NE[plan.clip_R] + (1 - share) * clean_NE[plan.noise_R],
         }
         tables = {
-            name: score_plan(plan, self.corpus, emb, num_bands=self.encoder.num_bands) for name, emb in sides.items()
+            name: score_plan(plan, self.corpus, emb_RE, num_bands=encoder.num_bands)
+            for name, emb_RE in sides.items()
         }
-        return np.frombuffer(json.dumps(tables).encode(), np.uint8)
+        content = np.frombuffer(json.dumps(tables).encode(), np.uint8)
+        return len(content), [content]
 
+    @torch.no_grad()
     def _tokens(self, index: np.ndarray) -> Tensor:
-        wave = torch.from_numpy(self.corpus.waves_NT[index]).to(self.device)
-        return self.encoder.tokens(self.encoder.features(wave))
+        wave_BT = torch.from_numpy(self.corpus.waves_NT[index]).to(self.device)
+        return self.encoder.tokens(self.encoder.features(wave_BT))
+
+    def _mixtures(self, rows: np.ndarray) -> Tensor:
+        return mixture_features(self.corpus, self.plan, rows, self.encoder, self.device)
 
     def _chunks(self, index: np.ndarray) -> Iterator[np.ndarray]:
         return (index[i : i + self.batch] for i in range(0, len(index), self.batch))
 
 
 @torch.no_grad()
-def mixture_features(corpus: Corpus, plan: Plan, rows: np.ndarray, encoder: Encoder, device: torch.device) -> Tensor:
-    """Features [R, F, M] of some evaluation mixtures."""
-    clip, noise = plan.clip_R[rows], plan.noise_R[rows]
-    machine = torch.from_numpy(corpus.waves_NT[clip]).to(device)
-    background = torch.from_numpy(corpus.waves_NT[noise]).to(device)
-    return encoder.features(mix(machine, background, torch.from_numpy(plan.snr_db_R[rows]).to(device)))
+def mixture_features(
+    corpus: Corpus, plan: Plan, rows: np.ndarray, encoder: Encoder, device: torch.device
+) -> Tensor:
+    """Features [R, F, M] of some evaluation mixtures; ``rows`` index the plan."""
+    machine_RT, noise_RT = (
+        torch.from_numpy(corpus.waves_NT[index[rows]]).to(device) for index in (plan.clip_R, plan.noise_R)
+    )
+    return encoder.features(mix(machine_RT, noise_RT, torch.from_numpy(plan.snr_db_R[rows]).to(device)))
 
 
-def _make_all(makers: dict[Path, Callable[[], np.ndarray]]) -> dict[Path, np.ndarray]:
+def _make_all(makers: dict[Path, Callable[[], Blocks]]) -> dict[Path, np.ndarray]:
     """Each file's array, computing those that are missing or damaged; skips to the next while another computes."""
     made: dict[Path, np.ndarray] = {}
     waiting = False
@@ -190,29 +217,45 @@ def _make_all(makers: dict[Path, Callable[[], np.ndarray]]) -> dict[Path, np.nda
                 continue
             with exclusive(path, wait=waiting) as mine:
                 if mine:
-                    made[path] = _load(path) if _sound(path) else _save(path, make())
+                    if not _sound(path):
+                        _save(path, *make())
+                    made[path] = np.load(path, mmap_mode="r")
         waiting = True  # nothing else left to do meanwhile
-    return {path: made[path] for path in makers}
+    return made
 
 
-def _save(path: Path, array: np.ndarray) -> np.ndarray:
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
+def _save(path: Path, count: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write an array of ``count`` rows and its checksum; the lock of ``path`` must be held.
+
+    Raises:
+        UserError: no space.
+    """
+    for left in path.parent.glob(f"{path.stem}.*.partial"):
+        left.unlink(missing_ok=True)  # of a process that died: while the lock is ours nobody else writes
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        np.save(partial, array)
+        # written, not mapped: a full disk then is an error here, where a mapped page would end the process
+        with open(partial, "wb") as file:
+            for block in blocks:
+                if not file.tell():
+                    header = {"descr": block.dtype.str, "fortran_order": False}
+                    np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *block.shape[1:])})
+                file.write(np.ascontiguousarray(block).data)
         write_atomically(path.with_suffix(".crc"), f"{_checksum(partial)}\n")
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise UserError(
+            f"{path.parent}: cannot hold {path.name} ({error.strerror}); free space or choose another --storage"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return _load(path)
-
-
-def _load(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
 
 
 def _sound(path: Path) -> bool:
     try:
-        return path.with_suffix(".crc").read_text().strip() == str(_checksum(path))
+        return path.with_suffix(".crc").read_bytes().strip() == str(_checksum(path)).encode()
     except OSError:
         return False
 

@@ -1,7 +1,8 @@
 """Where a trial stands after an epoch: tensors as safetensors, the rest as JSON, nothing pickled.
 
-The two newest epochs are kept. A checkpoint counts only if its tensors match the checksum in its JSON, which is
-written last; a damaged one is passed over for the one before it, with a warning.
+The two newest epochs are kept. A checkpoint counts only if tensors and state match the checksum in its JSON file,
+which is written last; a damaged one is passed over for the one before it, with a warning. Only one process writes to
+a folder at a time, so what another left half written is removed.
 """
 
 from __future__ import annotations
@@ -23,33 +24,50 @@ from trainables.files import write_atomically
 KEEP = 2
 
 
-def save_checkpoint(folder: Path, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write ``epoch-NNNN.safetensors`` and ``.json`` and drop all but the newest ``KEEP``."""
+def save_checkpoint(
+    folder: Path, epoch: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Write ``epoch-NNNN.safetensors`` and ``.json`` and drop all but the newest ``KEEP``.
+
+    Args:
+        state: plain JSON-like data without NaN.
+
+    Raises:
+        ValueError: a number in ``state`` that is not finite; nothing is written then.
+        OSError: no space; the earlier checkpoints are left as they were.
+    """
+    body = json.loads(json.dumps({**state, "epoch": epoch}, allow_nan=False))
     data = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()})
-    write_atomically(folder / f"epoch-{epoch:04d}.safetensors", data)
-    text = json.dumps({**state, "epoch": epoch, "crc32": zlib.crc32(data)}, allow_nan=False)
-    write_atomically(folder / f"epoch-{epoch:04d}.json", text + "\n")
+    for left in folder.glob("epoch-*.partial"):
+        left.unlink(missing_ok=True)  # of a process that died while writing
+    path = folder / f"epoch-{epoch:04d}.json"
+    write_atomically(path.with_suffix(".safetensors"), data)
+    write_atomically(path, json.dumps({"crc32": _checksum(data, body), **body}) + "\n")
     for old in sorted(folder.glob("epoch-*.json"))[:-KEEP]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the newest sound checkpoint, or None."""
+    """Tensors and state of the newest sound checkpoint, or None; warns of each damaged one."""
     for path in sorted(folder.glob("epoch-*.json"), reverse=True):
         try:
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_bytes())
             data = path.with_suffix(".safetensors").read_bytes()
-            if zlib.crc32(data) != state["crc32"]:
+            if state.pop("crc32") != _checksum(data, state):
                 raise ValueError("checksum differs")
             return load(data), state
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.warn(f"{path.name}: damaged checkpoint passed over ({error})", stacklevel=2)
     return None
 
 
+def _checksum(data: bytes, state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state).encode(), zlib.crc32(data))
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors."""
+    """The optimizer's state as named tensors, ``optimizer.<parameter>.<slot>``."""
     return {
         f"optimizer.{index}.{key}": value
         for index, slots in optimizer.state_dict()["state"].items()

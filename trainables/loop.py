@@ -5,7 +5,8 @@
 All randomness of an epoch follows from (seed, epoch), and batches are drawn whole and then shared out over the
 ranks: the same trial gives the same numbers whether it ran through or was continued from its checkpoint, and up to
 rounding on any number of workers. The checkpoint of an epoch is on disk before its record is yielded; a trial that
-is started again first yields the record its checkpoint holds. A loss that is not finite ends it as ``TrialFailed``.
+is started again first yields the record its checkpoint holds. A loss or a weight that is not finite ends the trial
+as ``TrialFailed`` before that epoch is scored or saved.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ from trainables.cache import Materials, mixture_features, prepare
 from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import TrialFailed, UserError
-from trainables.retain import Draw, Retain
+from trainables.loss_weighting import loss_weighting
+from trainables.params import Number
+from trainables.retain import Retain
+from trainables.scoring.backends import backends
 from trainables.scoring.grid import Row, score_plan, summarise
-from trainables.settings import TrialConfig
+from trainables.settings import ScoringConfig, TrialConfig, check_limits
 
+# A system is a module made from (encoder, materials, trial). It has ``losses`` (names), ``encoder`` and
+# ``curriculum``; ``draws`` an epoch's batches; ``forward(draw, rank, world)`` gives the losses of this rank's
+# examples; ``embed`` turns features into what is scored.
 SYSTEMS = {"retain": Retain}
-CLIP_NORM = 1.0
+CLIP_NORM = 1.0  # largest norm of a step's gradient
+LEARNING_RATE = Number(0, 1, above=True)
 Record = dict[str, Any]
 
 
@@ -43,21 +51,31 @@ def train(trial: TrialConfig, *, cache_dir: Path, checkpoint_dir: Path | None = 
         checkpoint_dir: where this trial's checkpoints go; None keeps none.
 
     Yields:
-        One record per epoch: epoch, epochs, done, metrics (points, losses, seconds), and the table of scores
-        whenever all machines were scored. Ranks other than 0 yield epoch, epochs and done alone.
+        One record per epoch: epoch, epochs, done, metrics (points, losses, seconds), and with ``done`` the table
+        of scores. Ranks other than 0 yield epoch, epochs and done alone.
 
     Raises:
         UserError: settings or inputs that cannot be used.
-        TrialFailed: the loss is no longer finite.
+        TrialFailed: a loss or a weight of the student is no longer finite.
     """
+    threads = torch.get_num_threads()
+    try:
+        yield from _train(trial, cache_dir, checkpoint_dir)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> Iterator[Record]:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = pick_device(trial.training.device)
+    check_trial(trial, world)
     torch.set_num_threads(trial.training.threads)
+    device = pick_device(trial.training.device)
     begun = time.perf_counter()
     materials = prepare(trial, cache_dir, device)
     prepare_s = time.perf_counter() - begun
     if trial.system == "frozen":
-        yield reference_record(trial, materials)
+        record = reference_record(trial, materials)
+        yield _bare(record) if rank else record
         return
     run = _Run(trial, materials, device, rank, world)
     first = run.restore(checkpoint_dir)
@@ -70,121 +88,170 @@ def train(trial: TrialConfig, *, cache_dir: Path, checkpoint_dir: Path | None = 
         table = run.score(epoch)
         if rank == 0:
             scored = summarise(table, trial.scoring.backend)
-            metrics |= scored | {"gap_closed": gap_closed(scored, materials.reference, table, trial.scoring.backend)}
+            metrics |= scored
+            metrics["gap_closed"] = gap_closed(scored, materials.reference, table, trial.scoring)
             metrics["train_s"], metrics["scoring_s"] = trained - begun, time.perf_counter() - trained
             metrics["prepare_s"], prepare_s = prepare_s, 0.0
-            metrics["examples_per_s"] = trial.training.steps_per_epoch * trial.training.batch_size / metrics["train_s"]
+            num_examples = trial.training.steps_per_epoch * trial.training.batch_size
+            metrics["examples_per_s"] = num_examples / metrics["train_s"]
             metrics["epoch_s"] = time.perf_counter() - begun
         record = run.record(epoch, metrics, table)
         run.save(checkpoint_dir, record)
         yield record
 
 
+def check_trial(trial: TrialConfig, world: int = 1) -> None:
+    """Refuse, before anything is computed, settings that ``world`` ranks cannot train.
+
+    Raises:
+        UserError: a system, precision, back end or device that does not exist, or a number out of its range.
+    """
+    check_limits(trial)
+    known = (*SYSTEMS, "frozen")
+    if trial.system not in known:
+        raise UserError(f"system = {trial.system!r}: allowed are {', '.join(known)}")
+    if trial.scoring.backend not in backends():
+        raise UserError(f"scoring.backend = {trial.scoring.backend!r}: allowed are {', '.join(backends())}")
+    if trial.training.batch_size % world:
+        raise UserError(
+            f"training.batch_size = {trial.training.batch_size}: {world} workers need a multiple of {world}"
+        )
+    if trial.system != "frozen":
+        LEARNING_RATE.read("learning_rate", trial.params.get("learning_rate"))
+
+
 def pick_device(name: str) -> torch.device:
-    """``auto`` is this process's GPU when there is one, else the CPU."""
+    """``auto`` is this process's GPU when there is one, else the CPU. Raises UserError if it is not there."""
     if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(name)
+        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        there = "auto, cpu, cuda" if torch.cuda.is_available() else "auto, cpu"
+        raise UserError(f"training.device = {name!r}: allowed here are {there}") from error
+    return device
 
 
 def reference_record(trial: TrialConfig, materials: Materials) -> Record:
-    """The one record of a system that trains nothing: ``params["reference"]`` is teacher or oracle."""
+    """The one record of a system that trains nothing: ``params["reference"]`` is teacher or oracle.
+
+    Raises:
+        UserError: another name.
+    """
     name = trial.params.get("reference")
     if name not in materials.reference:
         raise UserError(f"reference = {name!r}: allowed are {', '.join(materials.reference)}")
     table = materials.reference[str(name)]
     metrics = summarise(table, trial.scoring.backend)
-    metrics["gap_closed"] = gap_closed(metrics, materials.reference, table, trial.scoring.backend)
+    metrics["gap_closed"] = gap_closed(metrics, materials.reference, table, trial.scoring)
     return {"epoch": 1, "epochs": 1, "done": True, "metrics": metrics, "table": table}
 
 
-def gap_closed(scored: dict[str, float], reference: dict[str, list[Row]], table: list[Row], backend: str) -> float:
-    """Share of the teacher-to-oracle gap closed at low SNR, on the machines that ``table`` scored.
+def gap_closed(
+    scored: dict[str, float], reference: dict[str, list[Row]], table: list[Row], scoring: ScoringConfig
+) -> float:
+    """Share of the teacher-to-oracle gap closed in the lowest SNR band, on the machines that ``table`` scored.
 
     0 is the frozen teacher, 1 the oracle; 0 by definition where the oracle is not above the teacher.
     """
+    key = f"{min(scoring.bands_db, key=lambda band: scoring.bands_db[band])}/official"
     machines = {row["machine"] for row in table}
     low = {
-        name: summarise([r for r in rows if r["machine"] in machines], backend)["low/official"]
+        name: summarise([r for r in rows if r["machine"] in machines], scoring.backend)[key]
         for name, rows in reference.items()
     }
     gap = low["oracle"] - low["teacher"]
-    return (scored["low/official"] - low["teacher"]) / gap if gap > 0 else 0.0
+    return (scored[key] - low["teacher"]) / gap if gap > 0 else 0.0
+
+
+def _bare(record: Record) -> Record:
+    return {key: record[key] for key in ("epoch", "epochs", "done")}
 
 
 class _Run:
-    """The moving parts of one trial: student, optimizer and curriculum, and how they are saved."""
+    """The moving parts of one trial: student, weighting, optimizer and curriculum, and how they are saved."""
 
-    def __init__(self, trial: TrialConfig, materials: Materials, device: torch.device, rank: int, world: int) -> None:
+    def __init__(
+        self, trial: TrialConfig, materials: Materials, device: torch.device, rank: int, world: int
+    ) -> None:
         self.trial, self.materials, self.device, self.rank, self.world = trial, materials, device, rank, world
-        if trial.system not in SYSTEMS:
-            raise UserError(f"system = {trial.system!r}: allowed are {', '.join(SYSTEMS)}")
-        if trial.training.batch_size % world:
-            raise UserError(f"training.batch_size = {trial.training.batch_size}: not divisible by {world} workers")
         torch.manual_seed(trial.seed)
         self.system = SYSTEMS[trial.system](load_encoder(trial.encoder), materials, trial).to(device)
+        # beside the model and outside DDP: it agrees with the other ranks by itself
+        self.weighting = loss_weighting(trial.params, self.system.losses).to(device)
         self.model: nn.Module = self.system
         if world > 1:
-            self.model = nn.parallel.DistributedDataParallel(self.system, find_unused_parameters=False)
-        self.base_rate = float(trial.params["learning_rate"])  # type: ignore[arg-type]
-        own = self.system.weighting.parameter_groups()
-        apart = {id(p) for group in own for p in group["params"]}
-        rest = [p for p in self.system.parameters() if p.requires_grad and id(p) not in apart]
-        groups = [{"params": rest, "lr": self.base_rate, "weight_decay": trial.training.weight_decay}, *own]
-        self.optimizer = torch.optim.AdamW(groups)
+            self.model = nn.parallel.DistributedDataParallel(self.system)
+        rate = LEARNING_RATE.read("learning_rate", trial.params.get("learning_rate"))
+        trained = [p for p in self.system.parameters() if p.requires_grad]
+        groups = [{"params": trained, "lr": rate, "weight_decay": trial.training.weight_decay}]
+        self.optimizer = torch.optim.AdamW([*groups, *self.weighting.parameter_groups()])
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.learned = [*trained, *self.weighting.parameters()]
         self.epoch = 0
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch of steps; mean losses and weights by name, equal on all ranks."""
-        config, system = self.trial.training, self.system
+        """One epoch of steps; mean losses and weights by name, equal on all ranks.
+
+        Raises:
+            TrialFailed: a loss or a weight is not finite.
+        """
+        config, system, weighting = self.trial.training, self.system, self.weighting
         rng = np.random.default_rng([self.trial.seed, epoch])
         progress = (epoch - 1) / max(1, config.epochs - 1)
-        draws = system.draws(rng, count=config.steps_per_epoch, batch_size=config.batch_size, progress=progress)
+        draws = system.draws(
+            rng, count=config.steps_per_epoch, batch_size=config.batch_size, progress=progress
+        )
         sums: dict[str, Tensor] = {}
+        shown: list[Tensor] = []  # each example's weighted loss; stays on the device until the epoch is over
         self.model.train()
+        weighting.train()
         for step, draw in enumerate(draws):
             done = (epoch - 1) * config.steps_per_epoch + step
             self._set_rate(done, config.epochs * config.steps_per_epoch)
             with self._autocast():
                 losses = self.model(draw, self.rank, self.world)
             means = {name: values.float().mean() for name, values in losses.items()}
-            total = system.weighting(means, system.encoder.last_block())
-            total = total + 0.0 * sum(means.values())  # a loss without weight still gives its parameters a gradient
+            total = weighting(means, system.encoder.last_block())
+            # a loss without weight still gives its parameters a gradient, which DDP waits for
+            total = total + 0.0 * sum(means.values())
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
-            nn.utils.clip_grad_norm_([p for p in system.parameters() if p.grad is not None], CLIP_NORM)
+            nn.utils.clip_grad_norm_(self.learned, CLIP_NORM)
             self.optimizer.step()
             for name, value in {**means, "total": total}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-            self._observe(draw, losses)
-        mean = {name: float(self._mean(value / len(draws))) for name, value in sums.items()}
+            weight = dict(zip(weighting.names, weighting.current().detach(), strict=True))
+            shown.append(torch.stack([weight[n] * v.detach().float() for n, v in losses.items()]).sum(0))
+        mean = self._mean({name: value / len(draws) for name, value in sums.items()})
         self._require_finite(mean, epoch)
-        tally = torch.from_numpy(system.curriculum.tally.copy())
-        if self.world > 1:
-            tally = tally.to(self.device)
-            dist.all_reduce(tally)
-        system.curriculum.end_epoch(tally.cpu().numpy())
-        system.weighting.end_epoch({name: mean[name] for name in means})
-        weights = {f"weight_{name}": value for name, value in system.weighting.weights().items()}
-        snr = np.concatenate([d.snr_db_B for d in draws])
-        lambdas = np.concatenate([d.lambda_B for d in draws])
-        shown = {"train_snr_db": float(snr.mean()), "train_lambda": float(lambdas.mean())}
-        return {f"loss_{name}": value for name, value in mean.items()} | weights | shown
+        for draw, loss_B in zip(draws, torch.stack(shown).cpu().numpy(), strict=True):
+            system.curriculum.observe(draw.shard(self.rank, self.world).snr_db_B, loss_B)
+        system.curriculum.end_epoch(self._sum(system.curriculum.tally))
+        weighting.end_epoch({name: mean[name] for name in system.losses})
+        weights = {f"weight_{name}": value for name, value in weighting.weights().items()}
+        drawn = {
+            "train_snr_db": float(np.concatenate([d.snr_db_B for d in draws]).mean()),
+            "train_lambda": float(np.concatenate([d.lambda_B for d in draws]).mean()),
+        }
+        return {f"loss_{name}": value for name, value in mean.items()} | weights | drawn
 
     def score(self, epoch: int) -> list[Row]:
-        """The table of scores after an epoch; early epochs may score the first few machines only."""
+        """The table of scores after an epoch, on rank 0; early epochs may score the first few machines only."""
         trial, plan = self.trial, self.materials.plan
-        machines, backends = plan.machines, None
+        machines, names = plan.machines, None
         if epoch < trial.training.epochs:
-            backends = (trial.scoring.backend,)
+            names = (trial.scoring.backend,)
             if trial.scoring.machines_early:
                 machines = machines[: trial.scoring.machines_early]
         emb = self.embed(plan.rows(machines))
         if self.rank:
             return []
         bands = self.system.encoder.num_bands
-        return score_plan(plan, self.materials.corpus, emb, num_bands=bands, backends=backends, machines=machines)
+        return score_plan(
+            plan, self.materials.corpus, emb, num_bands=bands, backends=names, machines=machines
+        )
 
     @torch.no_grad()
     def embed(self, rows: np.ndarray) -> np.ndarray:
@@ -203,68 +270,85 @@ class _Run:
         return full.cpu().numpy()
 
     def record(self, epoch: int, metrics: dict[str, float], table: list[Row]) -> Record:
+        """What is yielded for an epoch, which becomes the run's latest."""
+        self.epoch = epoch
         done = epoch == self.trial.training.epochs
         record: Record = {"epoch": epoch, "epochs": self.trial.training.epochs, "done": done}
         if self.rank == 0:
             record["metrics"] = metrics
             if done:
                 record["table"] = table
-        self.epoch = epoch
         return record
 
     def save(self, folder: Path | None, record: Record) -> None:
+        """Write the epoch's checkpoint, from rank 0; every rank returns when it is on disk."""
         if folder is None:
             return
         if self.rank == 0:
-            tensors = {f"model.{k}": v for k, v in self.system.state_dict().items()} | pack_optimizer(self.optimizer)
-            save_checkpoint(
-                folder, self.epoch, tensors, {"record": record, "curriculum": self.system.curriculum.state_dict()}
-            )
+            parts = {"model": self.system.state_dict(), "weighting": self.weighting.state_dict()}
+            tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+            state = {"record": record, "curriculum": self.system.curriculum.state_dict()}
+            save_checkpoint(folder, self.epoch, tensors | pack_optimizer(self.optimizer), state)
         if self.world > 1:
             dist.barrier()  # no rank goes on before the checkpoint it would be restarted from exists
 
     def restore(self, folder: Path | None) -> Record | None:
         """Continue from the newest sound checkpoint; the record it holds, if there was one."""
-        found = load_checkpoint(folder) if folder is not None and folder.is_dir() else None
+        found = load_checkpoint(folder) if folder is not None else None
         if found is None:
             return None
         tensors, state = found
-        self.system.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        for part, module in {"model": self.system, "weighting": self.weighting}.items():
+            start = f"{part}."
+            module.load_state_dict(
+                {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            )
         unpack_optimizer(self.optimizer, tensors)
         self.system.curriculum.load_state_dict(state["curriculum"])
         self.epoch = int(state["epoch"])
         record: Record = state["record"]
-        return record if self.rank == 0 else {k: record[k] for k in ("epoch", "epochs", "done")}
+        return _bare(record) if self.rank else record
 
     def _features(self, rows: np.ndarray) -> Tensor:
         if self.materials.feature_RFM is not None:
             return torch.from_numpy(self.materials.feature_RFM[rows]).to(self.device)
-        return mixture_features(self.materials.corpus, self.materials.plan, rows, self.system.encoder, self.device)
-
-    def _observe(self, draw: Draw, losses: dict[str, Tensor]) -> None:
-        weights = self.system.weighting.weights()
-        mine = sum(weights[name] * values.detach().float() for name, values in losses.items())
-        assert isinstance(mine, Tensor)
-        self.system.curriculum.observe(draw.shard(self.rank, self.world).snr_db_B, mine.cpu().numpy())
+        corpus, plan = self.materials.corpus, self.materials.plan
+        return mixture_features(corpus, plan, rows, self.system.encoder, self.device)
 
     def _set_rate(self, step: int, num_steps: int) -> None:
+        """Linear warm-up, then half a cosine down to almost 0."""
         warm = max(1, round(self.trial.training.warmup_fraction * num_steps))
-        factor = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / num_steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / num_steps))
+        factor = min(1.0, (step + 1) / warm) * cosine
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def _mean(self, value: Tensor) -> Tensor:
+    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Scalars, averaged over the ranks in one exchange."""
+        stacked = torch.stack(list(values.values()))
         if self.world > 1:
-            dist.all_reduce(value)
-            value = value / self.world
-        return value
+            dist.all_reduce(stacked)
+            stacked = stacked / self.world
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def _sum(self, array: np.ndarray) -> np.ndarray:
+        """An array, added up over the ranks."""
+        if self.world == 1:
+            return array
+        values = torch.from_numpy(array.copy()).to(self.device)
+        dist.all_reduce(values)
+        return values.cpu().numpy()
 
     def _require_finite(self, mean: dict[str, float], epoch: int) -> None:
-        broken = [name for name, value in mean.items() if not math.isfinite(value)]
-        if broken:
-            raise TrialFailed(f"loss {broken[0]} is {mean[broken[0]]} in epoch {epoch}; lower learning_rate or the weights")
+        """Losses of the epoch and weights after it; equal on all ranks, so all stop or none does."""
+        advice = "lower learning_rate or the weights of the losses"
+        for name, value in mean.items():
+            if not math.isfinite(value):
+                raise TrialFailed(f"loss {name} is {value} in epoch {epoch}; {advice}")
+        if not torch.stack([p.detach().isfinite().all() for p in self.learned]).all():
+            raise TrialFailed(f"a weight of the student is no longer finite after epoch {epoch}; {advice}")
 
-    def _autocast(self) -> Any:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self.trial.training.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()

@@ -6,10 +6,10 @@ that is absent or has weight 0 takes no part; ``active`` names the losses that c
 others need not be computed.
 
 In a distributed run every rank calls ``forward`` with the same names. What a weighting learns from (losses,
-gradient norms) is averaged over ranks in ``forward``, before any gradient is exchanged, so all ranks keep the
-same weights. The module therefore stays outside DistributedDataParallel. GradNorm measures with
-``torch.autograd.grad``, which neither writes ``.grad`` nor sets off DDP's reduction: DDP then sees the one
-``backward`` of the total, as always.
+gradients of the shared parameters) is averaged over ranks in ``forward``, before DDP exchanges any gradient, so
+all ranks keep the weights that one process would have. The module therefore stays outside
+DistributedDataParallel. GradNorm measures with ``torch.autograd.grad``, which neither writes ``.grad`` nor sets
+off DDP's reduction: DDP then sees the one ``backward`` of the total, as always.
 
 Values that make no weighting are refused with a ``UserError`` before training. A loss that is not finite goes
 into the total as it is: to refuse it, before the optimizer steps, is the training loop's part.
@@ -177,7 +177,8 @@ class GradNorm(LossWeighting):
             for index, loss in present.items():
                 values[0, index] = loss.detach()
                 values[1, index] = _gradient_norm(loss, shared)
-            self._update(*_mean_over_ranks(values))
+            values[0] = _mean_over_ranks(values[0])
+            self._update(*values)
         return total
 
     @torch.no_grad()
@@ -223,22 +224,34 @@ class DynamicWeightAverage(LossWeighting):
 
 
 def _gradient_norm(loss: Tensor, shared: Sequence[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of the gradient of ``loss`` with respect to ``shared``; 0 if there is none."""
+    """The Euclidean norm of the gradient of ``loss``, averaged over ranks, with respect to ``shared``; 0 if none.
+
+    The mean of the ranks' norms would not do: it grows with the noise of their smaller batches.
+    """
     if not shared:
         raise ValueError("shared: gradnorm needs at least one parameter that the losses depend on")
     if not loss.requires_grad:
         return loss.new_zeros(())
     gradients = torch.autograd.grad(loss, list(shared), retain_graph=True, allow_unused=True)
-    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    present = [gradient.float() for gradient in gradients if gradient is not None]
+    if present and _num_ranks() > 1:
+        present = [_mean_over_ranks(torch.cat([gradient.flatten() for gradient in present]))]
+    squares = [gradient.square().sum() for gradient in present]
     return torch.stack(squares).sum().sqrt() if squares else loss.new_zeros(())
 
 
 def _mean_over_ranks(values: Tensor) -> Tensor:
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if _num_ranks() == 1:
         return values
     values = values.clone()
     distributed.all_reduce(values)
-    return values / distributed.get_world_size()
+    return values / _num_ranks()
+
+
+def _num_ranks() -> int:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
 
 
 def loss_weighting(params: Mapping[str, Scalar], names: Sequence[str] = NAMES) -> LossWeighting:

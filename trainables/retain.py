@@ -13,9 +13,8 @@ Shape legend: B batch, F frames, M mel bins, P time patches, N bands, D width, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +24,25 @@ from torch.nn import functional
 from trainables.cache import Materials
 from trainables.data.mixing import mix
 from trainables.encoders.encoder import Encoder
-from trainables.errors import UserError
 from trainables.lambda_schedules import lambda_schedule
-from trainables.loss_weighting import LossWeighting, loss_weighting
-from trainables.losses import alignment_per_example, convex_mix, teacher_scale
+from trainables.losses import alignment_per_example, convex_mix
+from trainables.params import Choice, Number, Rule
 from trainables.settings import TrialConfig
 from trainables.snr_curricula import snr_curriculum
 
-LEVELS = ("pooled", "tokens")
+OWN: Mapping[str, Rule] = {  # values that are neither lambda's nor the curriculum's nor the weighting's
+    "align_level": Choice(("pooled", "tokens")),
+    "spec_time_fraction": Number(0, 0.99),
+    "spec_mel_fraction": Number(0, 0.99),
+}
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Training examples: which clip meets which noise at which SNR, with the lambda of its target."""
+    """A batch: which clip [B] meets which noise [B] at which SNR [B] (dB), with the lambda [B] of its target.
+
+    Clips are indices into the corpus; ``mask_seed`` draws the SpecAugment masks of the whole batch.
+    """
 
     clip_B: np.ndarray
     noise_B: np.ndarray
@@ -48,12 +53,20 @@ class Draw:
     def shard(self, rank: int, world: int) -> Draw:
         """Every ``world``-th example, starting at ``rank``."""
         pick = slice(rank, None, world)
-        return Draw(self.clip_B[pick], self.noise_B[pick], self.snr_db_B[pick], self.lambda_B[pick], self.mask_seed)
+        parts = (self.clip_B[pick], self.noise_B[pick], self.snr_db_B[pick], self.lambda_B[pick])
+        return Draw(*parts, self.mask_seed)
 
 
 class Retain(nn.Module):
-    """The student with its tagging head. ``forward`` gives each example's losses; the loop does the rest."""
+    """The student with its tagging head. ``forward`` gives each example's losses; the loop does the rest.
 
+    The targets of alignment are divided by the teacher's spread (``std_E`` pooled, ``std_D`` tokens).
+
+    Raises:
+        UserError: a value of ``trial.params`` that is missing, unknown to its kind or out of range.
+    """
+
+    losses = ("tag", "mix")
     std_E: Tensor
     std_D: Tensor
 
@@ -63,20 +76,22 @@ class Retain(nn.Module):
         self.encoder, self.materials = encoder, materials
         self.lambdas = lambda_schedule(params)
         self.curriculum = snr_curriculum(params, trial.scoring.bands_db)
-        self.weighting: LossWeighting = loss_weighting(params, ("tag", "mix"))
-        self.level = one_of(params, "align_level", LEVELS)
-        self.time_share = share(params, "spec_time_fraction")
-        self.mel_share = share(params, "spec_mel_fraction")
+        own = {key: rule.read(key, params.get(key)) for key, rule in OWN.items()}
+        self.tokens_aligned = own["align_level"] == "tokens"
+        self.time_share, self.mel_share = float(own["spec_time_fraction"]), float(own["spec_mel_fraction"])
         corpus = materials.corpus
         self.machines = sorted({corpus.clips[i].name for i in materials.train_machine})
         self.places = sorted({corpus.clips[i].name for i in materials.train_noise})
         self.head = nn.Linear(encoder.embedding_size, len(self.machines) + len(self.places))
-        tokens = torch.from_numpy(np.array(materials.target_NPBD))
-        self.register_buffer("std_E", teacher_scale(encoder.pool(tokens)), persistent=False)
-        self.register_buffer("std_D", teacher_scale(tokens.flatten(0, 2)), persistent=False)
+        self.register_buffer("std_E", materials.target_std_E.clone(), persistent=False)
+        self.register_buffer("std_D", materials.target_std_D.clone(), persistent=False)
 
     def draws(self, rng: np.random.Generator, *, count: int, batch_size: int, progress: float) -> list[Draw]:
-        """An epoch's batches: machine types equally often, noise segments without replacement while they last."""
+        """An epoch's ``count`` batches, at ``progress`` in [0, 1].
+
+        Machine types come equally often (the paper samples against class imbalance), noise segments without
+        replacement while they last (so does the paper).
+        """
         num = count * batch_size
         corpus = self.materials.corpus
         by_machine = [
@@ -91,17 +106,18 @@ class Retain(nn.Module):
             seen[m] += 1
         noise = _cycle(rng, self.materials.train_noise, num)
         snr = self.curriculum.draw(rng, num, progress).astype(np.float32)
-        share_ = self.lambdas(snr, progress).astype(np.float32)
+        lambdas = self.lambdas(snr, progress).astype(np.float32)
         seeds = rng.integers(2**31, size=count)
         cuts = [slice(i * batch_size, (i + 1) * batch_size) for i in range(count)]
-        return [Draw(clip[c], noise[c], snr[c], share_[c], int(s)) for c, s in zip(cuts, seeds, strict=True)]
+        return [Draw(clip[c], noise[c], snr[c], lambdas[c], int(s)) for c, s in zip(cuts, seeds, strict=True)]
 
     def forward(self, draw: Draw, rank: int, world: int) -> dict[str, Tensor]:
         """Losses of this rank's examples, ``{"tag": [B], "mix": [B]}``."""
         mine, device = draw.shard(rank, world), self.std_E.device
         machine, noise = self.materials.wave(mine.clip_B, device), self.materials.wave(mine.noise_B, device)
         feature = self.encoder.features(mix(machine, noise, torch.from_numpy(mine.snr_db_B).to(device)))
-        masks = spec_masks(len(draw.clip_B), feature.shape[1:], self.time_share, self.mel_share, draw.mask_seed)
+        shape = (len(draw.clip_B), *feature.shape[1:])
+        masks = spec_masks(shape, self.time_share, self.mel_share, draw.mask_seed)
         tokens = self.encoder.tokens(feature * masks[rank::world].to(device))
         pooled = self.encoder.pool(tokens)
         target = convex_mix(
@@ -109,16 +125,16 @@ class Retain(nn.Module):
             self._target(mine.noise_B, device),
             torch.from_numpy(mine.lambda_B).to(device),
         )
-        if self.level == "tokens":
+        if self.tokens_aligned:
             aligned = alignment_per_example(tokens.flatten(1, 2), target.flatten(1, 2), self.std_D)
         else:
             aligned = alignment_per_example(pooled, self.encoder.pool(target), self.std_E)
-        tags = self._tags(mine).to(device)
-        named = functional.binary_cross_entropy_with_logits(self.head(pooled).float(), tags, reduction="none").mean(1)
-        return {"tag": named, "mix": aligned}
+        tags, logits = self._tags(mine).to(device), self.head(pooled).float()
+        named = functional.binary_cross_entropy_with_logits(logits, tags, reduction="none")
+        return {"tag": named.mean(1), "mix": aligned}
 
     def embed(self, feature_BFM: Tensor) -> Tensor:
-        """Embedding [B, E] that kNN compares."""
+        """Embedding [B, E] that kNN compares, of features [B, F, M]."""
         return self.encoder.pool(self.encoder.tokens(feature_BFM))
 
     def _target(self, clip_B: np.ndarray, device: torch.device) -> Tensor:
@@ -133,15 +149,15 @@ class Retain(nn.Module):
         return tags
 
 
-def spec_masks(count: int, shape: torch.Size, time_share: float, mel_share: float, seed: int) -> Tensor:
-    """SpecAugment masks [B, F, M] (Park et al. 2019): one stretch of frames and one of mel bins set to the mean.
+def spec_masks(shape: tuple[int, int, int], time_share: float, mel_share: float, seed: int) -> Tensor:
+    """SpecAugment masks [B, F, M] of 0 and 1 (Park et al. 2019): one stretch of frames and one of mel bins.
 
-    Lengths are uniform up to the given shares of each axis. Drawn for the whole batch from ``seed``, so that the
-    split over workers does not change them.
+    Features are standardised, so 0 sets to the mean. Lengths are uniform up to the given shares of each axis.
+    Drawn for the whole batch from ``seed``, so that the split over workers does not change them.
     """
     rng = torch.Generator().manual_seed(seed)
-    masks = torch.ones(count, *shape)
-    for axis, (length, largest) in enumerate(zip(shape, (time_share, mel_share), strict=True)):
+    count, masks = shape[0], torch.ones(shape)
+    for axis, (length, largest) in enumerate(zip(shape[1:], (time_share, mel_share), strict=True)):
         size = torch.rand(count, generator=rng) * largest * length
         start = torch.rand(count, generator=rng) * (length - size)
         at = torch.arange(length)
@@ -150,23 +166,7 @@ def spec_masks(count: int, shape: torch.Size, time_share: float, mel_share: floa
     return masks
 
 
-def one_of(params: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
-    """``params[key]``, refused unless allowed."""
-    value = params.get(key)
-    if value not in allowed:
-        raise UserError(f"{key} = {value!r}: allowed are {', '.join(allowed)}")
-    return str(value)
-
-
-def share(params: Mapping[str, Any], key: str) -> float:
-    """``params[key]`` as a share of an axis, 0 to 1."""
-    value = params.get(key)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UserError(f"{key} = {value!r}: expected a share of the axis, at least 0 and below 1")
-    return float(value)
-
-
-def _cycle(rng: np.random.Generator, items: Any, count: int) -> np.ndarray:
+def _cycle(rng: np.random.Generator, items: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """``count`` items, each once before any comes again."""
     pool = np.asarray(items)
     return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]

@@ -2,7 +2,8 @@
 
 Every setting of the project is a frozen keyword-only dataclass. ``build`` reads one from plain JSON-like
 data and refuses unknown keys and wrong types with a ``UserError`` that names the key, what is allowed and
-the nearest valid key; ``to_dict`` writes it back; ``digest`` is its identity. Nothing here touches files.
+the nearest valid key; ``check_limits`` refuses numbers out of range; ``to_dict`` writes a setting back; ``digest``
+is its identity. Nothing here touches files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -107,6 +110,48 @@ class TrialConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
+# least and largest value of a trial's numbers; corpora and encoders check their own
+LIMITS: Mapping[str, Band] = {
+    "training.epochs": (1, 1e6),
+    "training.steps_per_epoch": (1, 1e9),
+    "training.batch_size": (1, 1e6),
+    "training.weight_decay": (0, 1e3),
+    "training.warmup_fraction": (0, 1),
+    "training.threads": (1, 1e4),
+    "scoring.oracle_lambda": (0, 1),
+    "scoring.machines_early": (0, 1e6),
+    "scoring.batch_size": (1, 1e6),
+    "scoring.feature_cache_gb": (0, 1e6),
+}
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "split": ("search", "confirm"),
+    "training.precision": ("float32", "bfloat16"),
+}
+
+
+def check_limits(trial: TrialConfig) -> None:
+    """Refuse numbers and names that no trial can use.
+
+    Raises:
+        UserError: a value outside ``LIMITS`` or ``OPTIONS``, no SNR band, or a band whose ends are not in order.
+    """
+    for key, (low, high) in LIMITS.items():
+        value = operator.attrgetter(key)(trial)
+        if not low <= value <= high:
+            raise UserError(f"{key} = {value}: allowed are {low:g} to {high:g}")
+    for key, allowed in OPTIONS.items():
+        value = operator.attrgetter(key)(trial)
+        if value not in allowed:
+            raise UserError(f"{key} = {value!r}: allowed are {', '.join(allowed)}")
+    if not trial.scoring.bands_db:
+        raise UserError("scoring.bands_db = {}: at least one band is needed, for example low: [-10, 0]")
+    for name, (low, high) in trial.scoring.bands_db.items():
+        if not low <= high or not math.isfinite(high - low):
+            raise UserError(
+                f"scoring.bands_db.{name} = [{low:g}, {high:g}]: expected [lowest, highest] in dB"
+            )
+
+
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Make a ``cls`` from plain data; keys left out keep their defaults.
 
@@ -120,7 +165,9 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         path = f"{where}.{key}" if where else key
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise UserError(f"{path}: unknown key; did you mean {near[0]!r}? Allowed: {', '.join(sorted(known))}")
+            raise UserError(
+                f"{path}: unknown key; did you mean {near[0]!r}? Allowed: {', '.join(sorted(known))}"
+            )
         values[key] = _convert(hints[key], value, path)
     return cls(**values)
 
@@ -151,7 +198,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
         if len(value) != len(args):
             raise UserError(f"{path} = {value!r}: expected {len(args)} values, got {len(value)}")
-        return tuple(_convert(a, item, f"{path}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True)))
+        return tuple(
+            _convert(a, item, f"{path}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True))
+        )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise UserError(f"{path} = {value!r}: expected a mapping of {_spell(args[1])} by name")
@@ -160,8 +209,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if type(value) is not hint:
         raise UserError(f"{path} = {value!r}: expected {_spell(hint)}, got {type(value).__name__}")
-    if hint is float and value != value:
-        raise UserError(f"{path} = nan: expected a finite number")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{path} = {value}: expected a finite number")
     return value
 
 

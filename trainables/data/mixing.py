@@ -1,5 +1,7 @@
 """Machine plus noise at a signal-to-noise ratio, in batches, on whatever device the waves are on.
 
+Waves come level-normalised out of a corpus; nothing is checked here, a silent mixture stays silent.
+
 Shape legend: B batch, T samples.
 """
 

@@ -1,10 +1,14 @@
 """How the built-in factory makes sound: three kinds of excitation driven by one shaft, heard through a body.
 
 *Tones* are harmonics locked to the shaft, *knocks* are impulses that ring a resonance, *flows* are bands of noise;
-each may be modulated by the shaft. A machine is a ``Design`` of such parts, a fault is another design, and an
-operating point is a shaft speed and a load. All randomness comes from the generator that is handed in.
+each may be modulated by the shaft, as in the usual signal models of gears and rolling bearings. A machine is a
+``Design`` of such parts, a fault is another design, and an operating point is a shaft speed and a load.
 
-Shape legend: T samples, F frequency bins. Frequencies in Hz or as multiples (``ratio``) of the shaft speed.
+All randomness comes from the generator that is handed in, in a fixed order: whoever changes what is drawn, or when,
+changes every clip and bumps ``factory.REVISION``. Nothing is checked here; designs come from ``designs.py``.
+
+Shape legend: T samples, F frequency bins, K knocks. Frequencies in Hz or as multiples (``ratio``) of the shaft speed;
+levels are amplitudes, of no unit because clips are level-normalised.
 """
 
 from __future__ import annotations
@@ -12,8 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainables.settings import Band
+
+Wave = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +73,16 @@ class Design:
     body: tuple[tuple[float, float], ...] = ()
 
 
-def render(design: Design, rng: np.random.Generator, *, speed: float, load: float, num_samples: int, rate_hz: int):
-    """One clip of the machine at ``speed`` times its shaft speed, float32 [T].
+def render(
+    design: Design,
+    rng: np.random.Generator,
+    *,
+    speed: float,
+    load: float,
+    num_samples: int,
+    rate_hz: int,
+) -> Wave:
+    """One clip of the machine at ``speed`` times its shaft speed, float32 [T], any level.
 
     ``load`` scales tones and knocks against flows. The shaft drifts by about half a percent within a clip.
     """
@@ -83,7 +98,14 @@ def render(design: Design, rng: np.random.Generator, *, speed: float, load: floa
     return _body(wave, design.body, rate_hz)
 
 
-def _tones(part: Tones, turns_T, shaft_hz: float, rng, num_samples: int, rate_hz: int):
+def _tones(
+    part: Tones,
+    turns_T: np.ndarray,
+    shaft_hz: float,
+    rng: np.random.Generator,
+    num_samples: int,
+    rate_hz: int,
+) -> Wave:
     wobble = part.wobble * np.cumsum(_slow(rng, num_samples, rate_hz, 6.0)) / rate_hz if part.wobble else 0.0
     base = np.exp(2j * np.pi * (part.ratio * turns_T + wobble)).astype(np.complex64)
     harmonic, wave = base, np.zeros(num_samples, np.float32)
@@ -96,10 +118,12 @@ def _tones(part: Tones, turns_T, shaft_hz: float, rng, num_samples: int, rate_hz
     return wave * _swell(part.am_ratio, part.am_depth, turns_T, rng)
 
 
-def _knocks(part: Knocks, turns_T, rng, rate_hz: int):
+def _knocks(part: Knocks, turns_T: np.ndarray, rng: np.random.Generator, rate_hz: int) -> Wave:
     phase = part.ratio * turns_T + rng.random()
     at = np.flatnonzero(np.diff(np.floor(phase)) > 0)
-    at = at + np.round(rng.normal(0, part.jitter, len(at)) * rate_hz / max(1e-9, _rate(phase, rate_hz))).astype(int)
+    at = at + np.round(
+        rng.normal(0, part.jitter, len(at)) * rate_hz / max(1e-9, _rate(phase, rate_hz))
+    ).astype(int)
     at = at[(at >= 0) & (at < len(turns_T)) & (rng.random(len(at)) >= part.missing)]
     train = np.zeros(len(turns_T), np.float32)
     gain = 1 + part.am_depth * np.cos(2 * np.pi * turns_T[at])
@@ -109,12 +133,14 @@ def _knocks(part: Knocks, turns_T, rng, rate_hz: int):
     return _convolve(train, np.float32(part.level * 6) * ring.astype(np.float32))
 
 
-def _flow(part: Flow, turns_T, rng, rate_hz: int):
+def _flow(part: Flow, turns_T: np.ndarray, rng: np.random.Generator, rate_hz: int) -> Wave:
     noise = band_noise(rng, len(turns_T), rate_hz, part.band_hz)
     return np.float32(part.level) * noise * _swell(part.am_ratio, part.am_depth, turns_T, rng)
 
 
-def band_noise(rng: np.random.Generator, num_samples: int, rate_hz: int, band_hz: Band, tilt: float = 0.0):
+def band_noise(
+    rng: np.random.Generator, num_samples: int, rate_hz: int, band_hz: Band, tilt: float = 0.0
+) -> Wave:
     """Unit-RMS noise [T] between two frequencies with soft edges; ``tilt`` in powers of 1/f (1 is pink)."""
     f = np.fft.rfftfreq(num_samples, 1 / rate_hz)
     shape = 1 / (1 + (band_hz[0] / np.maximum(f, 1.0)) ** 6) / (1 + (f / band_hz[1]) ** 8)
@@ -124,26 +150,31 @@ def band_noise(rng: np.random.Generator, num_samples: int, rate_hz: int, band_hz
     return wave / np.float32(np.sqrt(np.mean(wave**2)) + 1e-12)
 
 
-def _swell(ratio: float, depth: float, turns_T, rng):
+def _swell(ratio: float, depth: float, turns_T: np.ndarray, rng: np.random.Generator) -> Wave | np.float32:
+    """What a part is multiplied by: 1 + depth * cos at ``ratio`` times the shaft speed."""
     if not depth:
         return np.float32(1)
     return (1 + depth * np.cos(2 * np.pi * (ratio * turns_T + rng.random()))).astype(np.float32)
 
 
-def _slow(rng, num_samples: int, rate_hz: int, cutoff_hz: float):
+def _slow(rng: np.random.Generator, num_samples: int, rate_hz: int, cutoff_hz: float) -> Wave:
     """A smooth random curve of unit size: a few sines below the cutoff."""
     t = np.arange(num_samples, dtype=np.float32) / rate_hz
     curve = np.zeros(num_samples, np.float32)
     for _ in range(3):
-        curve += np.sin(2 * np.pi * np.float32(rng.uniform(0.1, cutoff_hz)) * t + np.float32(rng.uniform(0, 6.28)))
+        curve += np.sin(
+            2 * np.pi * np.float32(rng.uniform(0.1, cutoff_hz)) * t + np.float32(rng.uniform(0, 6.28))
+        )
     return curve / np.float32(1.3)
 
 
-def _rate(phase_T, rate_hz: int) -> float:
+def _rate(phase_T: np.ndarray, rate_hz: int) -> float:
+    """Mean knocks per second."""
     return float((phase_T[-1] - phase_T[0]) / len(phase_T) * rate_hz)
 
 
-def _body(wave_T, resonances: tuple[tuple[float, float], ...], rate_hz: int):
+def _body(wave_T: Wave, resonances: tuple[tuple[float, float], ...], rate_hz: int) -> Wave:
+    """The wave heard through resonances (centre in Hz, boost) of 8% half-width."""
     if not resonances:
         return wave_T
     f = np.fft.rfftfreq(len(wave_T), 1 / rate_hz)
@@ -153,7 +184,7 @@ def _body(wave_T, resonances: tuple[tuple[float, float], ...], rate_hz: int):
     return np.fft.irfft(np.fft.rfft(wave_T) * gain, len(wave_T)).astype(np.float32)
 
 
-def _convolve(train_T, ring):
-    size = len(train_T) + len(ring)
-    size = 1 << (size - 1).bit_length()
-    return np.fft.irfft(np.fft.rfft(train_T, size) * np.fft.rfft(ring, size), size)[: len(train_T)].astype(np.float32)
+def _convolve(train_T: Wave, ring: Wave) -> Wave:
+    size = 1 << (len(train_T) + len(ring) - 1).bit_length()
+    product_F = np.fft.rfft(train_T, size) * np.fft.rfft(ring, size)
+    return np.fft.irfft(product_F, size)[: len(train_T)].astype(np.float32)

@@ -8,7 +8,9 @@ the encoder sees the rest, a small decoder predicts the hidden ones, each normal
 Beside it, a contrast between recordings (as COLA, Saeed et al. 2021): the visible parts of two clips of one recording
 should be nearer to each other than to the batch, which makes the encoder forget what chance alone decides.
 It hears nameless machines and places drawn from the factory's families, clean and one at a time: never a named
-machine type, never a mixture.
+machine type, never a mixture. Weights and sidecar appear when training is over; one that is broken off leaves nothing.
+
+Shape legend: B batch (first half and second half are clips of the same recordings), F frames, M mel bins, T samples.
 """
 
 from __future__ import annotations
@@ -27,16 +29,17 @@ from trainables.data import designs
 from trainables.data.corpus import normalise
 from trainables.data.physics import render
 from trainables.encoders.tiny import WEIGHTS, Block, LogMel, Tiny, TinyShape, save_tiny
+from trainables.errors import UserError
 
 HIDDEN_SHARE = 0.6
 CONTRAST_WEIGHT = 0.3
 TEMPERATURE = 0.1
 CLIPS_PER_RECORDING = 4
-FAMILIES = ("rotor", "gear", "bearing", "stroke", "click", "friction", "electric")
+FAMILIES = tuple(designs.FAMILIES)
 
 
 class Decoder(nn.Module):
-    """Predicts hidden patches from the encoded visible ones."""
+    """Predicts hidden patches from the encoded visible ones; ``project`` makes the views that are contrasted."""
 
     def __init__(self, encoder: Tiny, depth: int = 2) -> None:
         super().__init__()
@@ -48,14 +51,16 @@ class Decoder(nn.Module):
         self.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
-def losses(encoder: Tiny, decoder: Decoder, feature_BFM: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Masked prediction and contrast of a batch whose first and second half hold clips of the same recordings.
+def losses(
+    encoder: Tiny, decoder: Decoder, feature_BFM: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Masked prediction and contrast of a batch, two scalars.
 
-    Masked prediction: mean squared error on hidden patches, each normalised by its own mean and standard deviation.
-    Contrast: InfoNCE of the mean visible token, symmetric.
+    Masked prediction: mean squared error on hidden patches, each normalised by its own mean and standard deviation
+    (He et al. 2022). Contrast: InfoNCE of the mean visible token, symmetric.
     """
     patch = encoder.patches(feature_BFM)
-    batch, num_time, num_bands, size = patch.shape
+    batch, num_time, num_bands, _ = patch.shape
     length = num_time * num_bands
     num_seen = length - round(HIDDEN_SHARE * length)
     order = torch.rand(batch, length, generator=rng).argsort(1)
@@ -83,7 +88,14 @@ def nameless_clips(num_machines: int, num_places: int, clips_each: int, seed: in
     """Clean clips [N, T] of machines and places that no corpus names, unit RMS, float16 to save memory.
 
     Every ``CLIPS_PER_RECORDING`` in a row are one recording: one machine at one operating point, or one place.
+
+    Raises:
+        UserError: clips of each that are no multiple of ``CLIPS_PER_RECORDING``.
     """
+    if clips_each < 1 or clips_each % CLIPS_PER_RECORDING:
+        raise UserError(
+            f"--each = {clips_each}: expected a multiple of {CLIPS_PER_RECORDING}, the clips of a recording"
+        )
     rate_hz, num_samples, waves = 16_000, 32_000, []
     for m in range(num_machines):
         rng = designs.name_rng("pretrain", seed, "machine", m)
@@ -103,13 +115,24 @@ def nameless_clips(num_machines: int, num_places: int, clips_each: int, seed: in
     return np.stack(waves)
 
 
-def pretrain(*, steps: int, batch_size: int, learning_rate: float, seed: int, machines: int, places: int, each: int):
-    """Train from scratch; returns the encoder and the record for its sidecar. Prints progress."""
+def pretrain(
+    *, steps: int, batch_size: int, learning_rate: float, seed: int, machines: int, places: int, each: int
+) -> tuple[Tiny, dict[str, object]]:
+    """Train from scratch on ``machines`` + ``places`` with ``each`` clips; prints progress.
+
+    Returns:
+        The encoder, and the record for its sidecar: command, settings, losses, duration.
+
+    Raises:
+        UserError: as ``nameless_clips``.
+    """
     start, rng = time.time(), torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     waves = nameless_clips(machines, places, each, seed)
     shape, raw = TinyShape(), LogMel(TinyShape())
-    features = torch.cat([raw(torch.from_numpy(waves[i : i + 256]).float()) for i in range(0, len(waves), 256)])
+    features = torch.cat(
+        [raw(torch.from_numpy(waves[i : i + 256]).float()) for i in range(0, len(waves), 256)]
+    )
     shape = replace(shape, feature_mean=float(features.mean()), feature_std=float(features.std()))
     features = (features - shape.feature_mean) / shape.feature_std
     print(f"{len(waves)} clips made in {time.time() - start:.0f} s", flush=True)
@@ -122,7 +145,9 @@ def pretrain(*, steps: int, batch_size: int, learning_rate: float, seed: int, ma
     for step in range(1, steps + 1):
         recording = torch.randperm(len(features) // CLIPS_PER_RECORDING, generator=rng)[: batch_size // 2]
         first = torch.randint(CLIPS_PER_RECORDING, recording.shape, generator=rng)
-        second = (first + torch.randint(1, CLIPS_PER_RECORDING, first.shape, generator=rng)) % CLIPS_PER_RECORDING
+        second = (
+            first + torch.randint(1, CLIPS_PER_RECORDING, first.shape, generator=rng)
+        ) % CLIPS_PER_RECORDING
         both = torch.cat([recording * CLIPS_PER_RECORDING + first, recording * CLIPS_PER_RECORDING + second])
         masked, contrast = losses(encoder, decoder, features[both], rng)
         optimizer.zero_grad()
@@ -133,8 +158,8 @@ def pretrain(*, steps: int, batch_size: int, learning_rate: float, seed: int, ma
         history.append((masked.item(), contrast.item()))
         if step % 100 == 0 or step == steps:
             recent = np.mean(history[-100:], axis=0)
-            seconds = time.time() - start
-            print(f"step {step}/{steps}  masked {recent[0]:.4f}  contrast {recent[1]:.4f}  {seconds:.0f} s", flush=True)
+            losses_now = f"masked {recent[0]:.4f}  contrast {recent[1]:.4f}"
+            print(f"step {step}/{steps}  {losses_now}  {time.time() - start:.0f} s", flush=True)
     record: dict[str, object] = {
         "command": "python -m trainables.encoders.pretrain " + " ".join(sys.argv[1:]),
         "seed": seed,
@@ -143,26 +168,36 @@ def pretrain(*, steps: int, batch_size: int, learning_rate: float, seed: int, ma
         "learning_rate": learning_rate,
         "clips": len(waves),
         "duration_s": round(time.time() - start),
-        "loss_first_100_steps": dict(zip(("masked", "contrast"), np.mean(history[:100], axis=0).round(4), strict=True)),
-        "loss_last_100_steps": dict(zip(("masked", "contrast"), np.mean(history[-100:], axis=0).round(4), strict=True)),
+        "loss_first_100_steps": _means(history[:100]),
+        "loss_last_100_steps": _means(history[-100:]),
         "torch": torch.__version__,
     }
     return encoder, record
 
 
+def _means(history: list[tuple[float, float]]) -> dict[str, float]:
+    masked, contrast = np.mean(history, axis=0)
+    return {"masked": round(float(masked), 4), "contrast": round(float(contrast), 4)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    """The command line; the defaults make the weights that ship."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--machines", type=int, default=350, help="nameless machines to hear")
-    parser.add_argument("--places", type=int, default=150, help="nameless noise environments to hear")
-    parser.add_argument("--each", type=int, default=16, help="clips of each")
+    parser.add_argument("--machines", type=int, default=210, help="nameless machines to hear")
+    parser.add_argument("--places", type=int, default=90, help="nameless noise environments to hear")
+    parser.add_argument("--each", type=int, default=12, help="clips of each")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = vars(parser.parse_args())
     out = args.pop("out")
-    encoder, record = pretrain(**args)
+    try:
+        encoder, record = pretrain(**args)
+    except UserError as error:
+        parser.error(str(error))
     save_tiny(encoder, out, record)
     print(f"{out}  {out.stat().st_size / 1e6:.2f} MB")
 

@@ -2,16 +2,20 @@
 
 It has the shape of its big relatives (patches of a mel spectrogram, transformer blocks, tokens on a time x band
 grid) at a size that a laptop trains in seconds. Weights are safetensors with a JSON sidecar that says how they
-were made; weights of another shape are refused with what was found and what was wanted.
+were made and which shape they have; a file that does not fit its sidecar is refused with a one-line ``UserError``.
 
-Shape legend: B batch, T samples, F frames, M mel bins, P time patches, N bands, D width, E embedding.
+Shape legend: B batch, T samples, F frames, S samples of a frame, K frequency bins (patches: their values), M mel
+bins, P time patches, N bands, L tokens, D width.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,14 +23,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.errors import UserError
-from trainables.settings import build, to_dict
+from trainables.files import write_atomically
+from trainables.settings import build, digest, to_dict
 
 WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyShape:
-    """Sizes of the encoder. ``frame_s`` and ``hop_s`` in seconds; a patch is patch_frames x patch_mels."""
+    """Sizes of the encoder: frames of ``frame_s`` every ``hop_s`` (seconds), patches of frames x mel bins.
+
+    ``feature_mean`` and ``feature_std`` standardise the log-mel spectrogram; they come from pre-training audio.
+    """
 
     sample_rate_hz: int = 16_000
     frame_s: float = 0.064
@@ -44,7 +52,11 @@ class TinyShape:
 
 
 class LogMel(nn.Module):
-    """Log-mel spectrogram of unit-level audio, standardised by two fixed numbers: wave_BT -> feature_BFM."""
+    """Log-mel spectrogram of unit-level audio, standardised by two fixed numbers: wave_BT -> feature_BFM.
+
+    Power in a Hann window, no padding, Slaney's mel scale and norm (the settings torchaudio calls by these names),
+    floored at 1e-6. F is ``1 + (T - S) // hop``.
+    """
 
     window: Tensor
     filters_KM: Tensor
@@ -57,21 +69,22 @@ class LogMel(nn.Module):
         self.size = round(shape.frame_s * shape.sample_rate_hz)
         self.hop = round(shape.hop_s * shape.sample_rate_hz)
         self.register_buffer("window", torch.hann_window(self.size), persistent=False)
-        filters = melscale_fbanks(
-            self.size // 2 + 1, shape.low_hz, shape.high_hz, shape.num_mels, shape.sample_rate_hz, "slaney", "slaney"
+        band_hz = (shape.low_hz, shape.high_hz)
+        filters_KM = melscale_fbanks(
+            self.size // 2 + 1, *band_hz, shape.num_mels, shape.sample_rate_hz, "slaney", "slaney"
         )
-        self.register_buffer("filters_KM", filters, persistent=False)
+        self.register_buffer("filters_KM", filters_KM, persistent=False)
 
     @torch.no_grad()
     def forward(self, wave_BT: Tensor) -> Tensor:
         frames_BFS = wave_BT.unfold(-1, self.size, self.hop) * self.window
         power_BFK = torch.fft.rfft(frames_BFS).abs().square()
-        feature = (power_BFK @ self.filters_KM).clamp_min(1e-6).log()
-        return (feature - self.shape.feature_mean) / self.shape.feature_std
+        feature_BFM = (power_BFK @ self.filters_KM).clamp_min(1e-6).log()
+        return (feature_BFM - self.shape.feature_mean) / self.shape.feature_std
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block, [B, L, D] -> [B, L, D]."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -89,7 +102,7 @@ class Block(nn.Module):
 
 
 class Tiny(nn.Module):
-    """wave_BT -> features -> one token grid per layer. ``frames`` of a clip beyond whole patches are dropped."""
+    """wave_BT -> features -> the token grid of a layer. Frames of a clip beyond whole patches are dropped."""
 
     def __init__(self, shape: TinyShape) -> None:
         super().__init__()
@@ -101,6 +114,11 @@ class Tiny(nn.Module):
         self.band_position = nn.Parameter(torch.zeros(self.num_bands, shape.width))
         self.blocks = nn.ModuleList(Block(shape.width, shape.num_heads) for _ in range(shape.depth))
         nn.init.normal_(self.band_position, std=0.02)
+        self.sample_rate_hz = shape.sample_rate_hz
+        self.shortest_s = shape.frame_s + (shape.patch_frames - 1) * shape.hop_s  # one patch
+        of_features = ("sample_rate_hz", "frame_s", "hop_s", "num_mels", "low_hz", "high_hz")
+        of_scale = ("feature_mean", "feature_std")
+        self.feature_digest = digest({key: getattr(shape, key) for key in (*of_features, *of_scale)})
 
     def patches(self, feature_BFM: Tensor) -> Tensor:
         """Patches on their grid, [B, P, N, patch_frames * patch_mels]."""
@@ -132,28 +150,48 @@ def load_tiny(checkpoint: str | None) -> Tiny:
     """The encoder with the shipped weights, or with those of ``checkpoint`` (safetensors beside its JSON).
 
     Raises:
-        UserError: the file is missing, is not safetensors, or holds an encoder of another shape.
+        UserError: the file is missing, is not safetensors, holds an encoder of another shape or NaN.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(checkpoint) if checkpoint else WEIGHTS
-    sidecar = path.with_suffix(".json")
-    if not path.is_file() or not sidecar.is_file():
-        raise UserError(f"encoder.checkpoint = {str(path)!r}: expected a .safetensors file with its .json beside it")
+    path, sidecar = _files(checkpoint)
     try:
         encoder = Tiny(build(TinyShape, json.loads(sidecar.read_text())["shape"]))
         encoder.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"encoder.checkpoint = {str(path)!r}: not weights of `tiny` ({reason})") from error
+        if not all(tensor.isfinite().all() for tensor in encoder.state_dict().values()):
+            raise ValueError("weights that are not finite")
+    except Exception as error:  # a wrong file fails in many ways, and all have one remedy
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"encoder.checkpoint = {str(path)!r}: not weights of the encoder tiny with their sidecar ({reason})"
+        ) from error
     return encoder
 
 
-def save_tiny(encoder: Tiny, path: Path, record: dict[str, object]) -> None:
-    """Write weights and the sidecar with the encoder's shape and ``record`` (how the weights were made)."""
-    from safetensors.torch import save_file
+def save_tiny(encoder: Tiny, path: Path, record: Mapping[str, object]) -> None:
+    """Write weights, and beside them the sidecar: the encoder's shape and ``record`` (how the weights were made)."""
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, path)
-    path.with_suffix(".json").write_text(json.dumps({"shape": to_dict(encoder.shape), **record}, indent=1) + "\n")
+    sidecar = json.dumps({"shape": to_dict(encoder.shape), **record}, indent=1) + "\n"
+    write_atomically(path, save({k: v.contiguous() for k, v in encoder.state_dict().items()}))
+    write_atomically(path.with_suffix(".json"), sidecar)
+
+
+def tiny_digest(checkpoint: str | None) -> str:
+    """Identity of weights and shape by content. Raises UserError if there are no such files."""
+    return digest([_content(p, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(checkpoint)])
+
+
+@lru_cache(maxsize=16)
+def _content(path: Path, size: int, changed_ns: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _files(checkpoint: str | None) -> tuple[Path, Path]:
+    path = Path(checkpoint) if checkpoint else WEIGHTS
+    sidecar = path.with_suffix(".json")
+    if path == sidecar or not path.is_file() or not sidecar.is_file():
+        raise UserError(
+            f"encoder.checkpoint = {str(path)!r}: expected a .safetensors file with its .json beside it"
+        )
+    return path, sidecar

@@ -20,7 +20,7 @@ import numpy as np
 
 from trainables.data.corpus import Corpus
 from trainables.errors import UserError
-from trainables.scoring.backends import score_all
+from trainables.scoring.backends import prepare, score
 from trainables.scoring.metrics import domain_scores, harmonic_mean
 from trainables.settings import Band, digest
 
@@ -30,13 +30,18 @@ SUBSETS: Mapping[str, tuple[str, str]] = {  # subset -> (noise of the bank, nois
     "nonstationary": ("nonstationary", "nonstationary"),
     "mismatched": ("nonstationary", "stationary"),
 }
+REVISION = 3  # counts changes that alter which mixtures a seed draws
 SPREAD_DB = 1.0  # standard deviation of a clip's SNR around its machine's level
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All mixtures of a grid. ``cells`` maps (machine, kind, band) to its rows, bank first, then queries."""
+    """All mixtures of a grid: clip, noise segment (both indices into the corpus) and SNR in dB of each, [R].
+
+    ``cells`` maps (machine, kind of noise, band) to its rows, bank first, then queries; ``bank`` and ``queries``
+    map a machine to its clips in that order. ``digest`` is the identity of the mixtures.
+    """
 
     clip_R: np.ndarray
     noise_R: np.ndarray
@@ -49,23 +54,36 @@ class Plan:
 
     @property
     def machines(self) -> tuple[str, ...]:
+        """The machines that are scored, in plan order."""
         return tuple(self.bank)
 
     def rows(self, machines: Iterable[str]) -> np.ndarray:
         """Indices of all rows of some machines, in plan order."""
         wanted = set(machines)
-        return np.concatenate([np.arange(s.start, s.stop) for (m, _, _), s in self.cells.items() if m in wanted])
+        return np.concatenate(
+            [np.arange(s.start, s.stop) for (m, _, _), s in self.cells.items() if m in wanted]
+        )
 
 
 def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, Band]) -> Plan:
-    """Draw the grid of ``split``.
+    """Draw the grid of ``split`` (search or confirm).
+
+    Args:
+        bands_db: lowest and highest SNR of each band, in dB.
 
     Raises:
-        UserError: a scored machine without bank, normal or anomalous queries, or a kind of noise without clips.
+        UserError: no machine to score, one without bank, normal or anomalous queries, or a kind of noise without
+            clips.
     """
     machines = corpus.roles.confirm if split == "confirm" else corpus.roles.search
-    clips, noises, snrs, cells, start = [], [], [], {}, 0
-    bank, queries = {}, {}
+    if not machines:
+        raise UserError(
+            f"no machine is scored in the {split} split: at least one needs normals and anomalies"
+        )
+    clips, noises, snrs, start = [], [], [], 0
+    cells: dict[tuple[str, str, str], slice] = {}
+    bank: dict[str, np.ndarray] = {}
+    queries: dict[str, np.ndarray] = {}
     order = np.random.default_rng([seed, 0]).permutation(len(machines))
     for position, machine in enumerate(machines):
         rng = np.random.default_rng([seed, 1, position])
@@ -76,12 +94,13 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
         labels = {corpus.clips[i].label for i in queries[machine]}
         if not len(bank[machine]) or labels != {"normal", "anomaly"}:
             raise UserError(
-                f"machine {machine!r}: {len(bank[machine])} bank clips and queries of {sorted(labels) or 'no'} label in "
-                f"the {split} split; scoring needs a bank and both normal and anomaly"
+                f"machine {machine!r}: {len(bank[machine])} bank clips and queries of {sorted(labels) or 'no'} label "
+                f"in the {split} split; scoring needs a bank and both normal and anomaly"
             )
         both = np.concatenate([bank[machine], queries[machine]])
+        where = rng.random()  # for both kinds: where environments come in pairs, a machine stays in its place
         for kind in KINDS:
-            noise = _segments(corpus, kind, len(both), rng)
+            noise = _segments(corpus, kind, len(both), where, rng)
             for band, (low, high) in bands_db.items():
                 # levels spread evenly over the band, in another order for every seed
                 level = low + (high - low) * (order[position] + 0.5) / len(machines)
@@ -99,17 +118,24 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
         bank=bank,
         queries=queries,
         bands=tuple(bands_db),
-        digest=digest({"corpus": corpus.digest, "split": split, "seed": seed, "bands": bands_db, "revision": 2}),
+        digest=digest(
+            {"corpus": corpus.digest, "split": split, "seed": seed, "bands": bands_db, "revision": REVISION}
+        ),
     )
 
 
-def _segments(corpus: Corpus, kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` test segments of one environment; every segment is used once before any is used again."""
+def _segments(corpus: Corpus, kind: str, count: int, where: float, rng: np.random.Generator) -> np.ndarray:
+    """``count`` test segments of one environment, chosen by ``where`` in [0, 1).
+
+    Every segment is used once before any is used again.
+    """
     pool = corpus.select(role="noise", kind=kind, split="test")
     if not len(pool):
-        raise UserError(f"no {kind} noise in the test split: the subset {kind!r} needs at least one such clip")
+        raise UserError(
+            f"no {kind} noise in the test split: the subset {kind!r} needs at least one such clip"
+        )
     names = sorted({corpus.clips[i].name for i in pool})
-    chosen = names[int(rng.integers(len(names)))]
+    chosen = names[int(where * len(names))]
     pool = np.array([i for i in pool if corpus.clips[i].name == chosen])
     rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
     return np.concatenate(rounds)[:count]
@@ -118,7 +144,7 @@ def _segments(corpus: Corpus, kind: str, count: int, rng: np.random.Generator) -
 def score_plan(
     plan: Plan,
     corpus: Corpus,
-    embeddings: Mapping[int, np.ndarray] | np.ndarray,
+    emb_RE: np.ndarray,
     *,
     num_bands: int,
     backends: tuple[str, ...] | None = None,
@@ -126,31 +152,44 @@ def score_plan(
 ) -> list[Row]:
     """The table of a grid: one row per machine, subset, band and back end.
 
+    A row holds these four names, and ``s_auc``, ``t_auc``, ``pauc`` and ``official`` in points; a metric is None
+    for a domain without clips.
+
     Args:
-        embeddings: [R, E], at least the rows of ``machines`` filled.
+        emb_RE: embeddings [R, E], at least the rows of ``machines`` filled.
         num_bands: frequency bands that an embedding is made of, for back ends that look at bands one by one.
         backends: names, or None for all.
+
+    Raises:
+        UserError: an unknown back end, or embeddings that are not finite.
     """
     table: list[Row] = []
-    for machine, (subset, (bank_kind, query_kind)), band in itertools.product(
-        machines or plan.machines, SUBSETS.items(), plan.bands
-    ):
-        num_bank = len(plan.bank[machine])
-        bank_NE = np.asarray(embeddings[plan.cells[machine, bank_kind, band]][:num_bank])
-        query_QE = np.asarray(embeddings[plan.cells[machine, query_kind, band]][num_bank:])
-        is_target_N = np.array([corpus.clips[i].domain == "target" for i in plan.bank[machine]])
-        is_target_Q = np.array([corpus.clips[i].domain == "target" for i in plan.queries[machine]])
-        is_anomaly_Q = np.array([corpus.clips[i].label == "anomaly" for i in plan.queries[machine]])
-        for name, score_Q in score_all(bank_NE, is_target_N, query_QE, num_bands, names=backends).items():
-            result = domain_scores(score_Q, is_anomaly_Q, is_target_Q)
-            table.append({"machine": machine, "subset": subset, "band": band, "backend": name, **result})
+    for machine in machines or plan.machines:
+        bank, queries = plan.bank[machine], plan.queries[machine]
+        is_target_N = np.array([corpus.clips[i].domain == "target" for i in bank])
+        is_target_Q = np.array([corpus.clips[i].domain == "target" for i in queries])
+        is_anomaly_Q = np.array([corpus.clips[i].label == "anomaly" for i in queries])
+        scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        for bank_kind, band in itertools.product(KINDS, plan.bands):
+            bank_NE = emb_RE[plan.cells[machine, bank_kind, band]][: len(bank)]
+            prepared = prepare(bank_NE, is_target_N, num_bands, backends)  # once for all subsets that read it
+            for subset, (of_bank, of_queries) in SUBSETS.items():
+                if of_bank == bank_kind:
+                    query_QE = emb_RE[plan.cells[machine, of_queries, band]][len(bank) :]
+                    scores[subset, band] = score(prepared, query_QE, backends)
+        for subset, band in itertools.product(SUBSETS, plan.bands):
+            for name, score_Q in scores[subset, band].items():
+                result = domain_scores(score_Q, is_anomaly_Q, is_target_Q)
+                table.append({"machine": machine, "subset": subset, "band": band, "backend": name, **result})
     return table
 
 
 def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
-    """Headline metrics of one back end: harmonic means over all cells of the grid, each subset, band and both.
+    """Headline metrics of one back end, in points: ``official``, ``<subset>/official``, ``<band>/official`` and
+    ``<subset>/<band>/official``.
 
-    One harmonic mean over every AUC and pAUC (DCASE 2025 task description, eq. 4), in points.
+    Each is one harmonic mean over every AUC and pAUC of its cells (DCASE 2025 Task 2 overview, eq. 4); a domain
+    without clips has none.
     """
     rows = [r for r in table if r["backend"] == backend]
     groups: dict[str, list[float]] = {}
