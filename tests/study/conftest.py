@@ -1,0 +1,126 @@
+"""One tiny real study, shared by the tests that need one that has run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from study.folder import StudyFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "corpus.clips_per_machine=8",
+    "corpus.clip_s=1.0",
+    "training.epochs=2",
+    "training.steps_per_epoch=2",
+    'search.recipes=["paper"]',
+    "confirm.seeds=1",
+    "slots.count=1",
+    "slots.cpus_per_worker=0.5",
+)
+SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+
+
+@dataclass
+class TinyStudy:
+    """A study of seconds: its command line, its storage, and a Ray whose folder is its own."""
+
+    storage: Path
+    ray_folder: Path
+    name: str = "tiny"
+    said: str = ""
+
+    @property
+    def folder(self) -> StudyFolder:
+        return StudyFolder(self.storage / self.name)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"RAY_TMPDIR": str(self.ray_folder)}
+
+    def arguments(self, *more: str) -> list[str]:
+        return ["--storage", str(self.storage), "--name", self.name, *SETTINGS, *more]
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        """The driver in a process group of its own, so that a signal reaches it alone."""
+        return subprocess.Popen(
+            [sys.executable, "study/run.py", *self.arguments(*more)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *more: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        with self.start(*more) as process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of this study's processes, Ray's among them, by process id."""
+        found = {}
+        mark = f"RAY_TMPDIR={self.ray_folder}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def wait_for(self, happened: Callable[[], object], what: str, timeout_s: float = 150) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not happened():
+            assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
+            time.sleep(0.02)
+
+    def runs(self) -> list[dict[str, str]]:
+        """Status and tags of every MLflow run."""
+        connection = sqlite3.connect(f"file:{self.storage / 'mlflow.db'}?mode=ro", uri=True)
+        try:
+            runs = connection.execute(
+                "SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'"
+            ).fetchall()
+            tags = connection.execute("SELECT run_uuid, key, value FROM tags").fetchall()
+        finally:
+            connection.close()
+        return [
+            {"run_id": run_id, "status": status}
+            | {key: value for tagged, key, value in tags if tagged == run_id}
+            for run_id, status in runs
+        ]
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStudy]:
+    """Two trials and a confirmation, run to the end by the command itself. Tests may extend it."""
+    ray_folder = Path(
+        tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    )  # pytest's own are too long for Ray's sockets
+    study = TinyStudy(tmp_path_factory.mktemp("tiny"), ray_folder)
+    try:
+        done = study.run("--trials", "2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        study.said = done.stdout
+        yield study
+    finally:
+        for pid in study.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(ray_folder, ignore_errors=True)
