@@ -1,9 +1,9 @@
 """What a study still has to run, job by job, and the bookkeeping when a job starts, reports and ends.
 
 In order: the jobs of ``before_search`` (what trials are measured against), the trials of the search, and, once
-every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations). A job with a ``result.json`` is never handed out. The driver
-process is the only writer of records and results, and writes them before Optuna and the listeners hear of
-them: what a crash can lose is never more than the files know.
+every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations). A job with a
+``result.json`` is never handed out. The driver process is the only writer of records and results, and writes
+them before Optuna and the listeners hear of them: what a crash can lose is never more than the files know.
 
 A job that fails, fails alone. A job whose slot is lost goes back on the agenda and continues from its
 checkpoint, twice at most. If the first three trials of a run all fail the study stops with ``StudyFailed``:
