@@ -98,7 +98,7 @@ def test_confirmation_scores_do_not_move_the_choice(folder: StudyFolder) -> None
 
 
 def test_the_best_finalists_are_ranked_and_a_repeated_setting_counts_once(folder: StudyFolder) -> None:
-    same = {**RECIPES["paper"], "learning_rate": 2e-3}
+    same = {**RECIPES["paper"], "learning_rate": 3e-3}
     write(folder, "t0005", 61.0, params=same)
     write(folder, "t0006", 60.9, params=same)
     write(folder, "t0007", 60.5)
