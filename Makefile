@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env study test lint ui lock clean
+.PHONY: help env study test lint ui bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,6 +61,9 @@ ui: env ## MLflow's pages for the studies in runs/, on 127.0.0.1
 	@test -f "$(STORAGE)/mlflow.db" || { echo "error: no study in $(STORAGE) yet: run 'make study' first" >&2; exit 2; }
 	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --host 127.0.0.1 \
 	  --artifacts-destination "$(STORAGE)/mlartifacts" $(ARGS)
+
+bench: env ## measure what matters against a comparator; ARGS="knn cache" for some; JSON lines in runs/bench.jsonl
+	@$(BIN)/python tests/bench/run.py $(ARGS)
 
 lock: env ## write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions allowed
 	@$(BIN)/uv pip compile --quiet $(ARGS) --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
