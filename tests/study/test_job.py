@@ -118,7 +118,12 @@ def head(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)  # the command itself outlives SIGTERM, its Ray does not
-        shutil.rmtree(folder, ignore_errors=True)
+        deadline = time.monotonic() + 20
+        while (
+            folder.exists() and time.monotonic() < deadline
+        ):  # workers that notice a little later still write
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.2)
 
 
 def wait_for_jobs(
