@@ -42,7 +42,7 @@ def stems() -> StudyConfig:
         preset="stems",
         corpus=CorpusConfig(kind="stems", clip_s=2.0),
         training=TrainingConfig(epochs=5, steps_per_epoch=40),
-        search=SearchConfig(trials=12, recipes=("paper",)),
+        search=SearchConfig(trials=12),
         slots=SlotsConfig(count=2, workers=1),
         confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
     )
