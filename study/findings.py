@@ -110,14 +110,14 @@ def _headline(summary: Summary) -> Iterator[str]:
     paired = best.versus_teacher.get(summary.low)
     if paired is None:
         yield (
-            f"On held-out machines at {summary.low} SNR {name_of(best)} cannot be compared with the frozen teacher: no "
-            f"seed and machine is scored for both."
+            f"On {summary.held_out} at {summary.low} SNR {name_of(best)} cannot be compared with the frozen teacher: "
+            f"no seed and machine is scored for both."
         )
         return
     shared = "" if best.seeds == teacher.seeds else "; the difference is over the seeds both have"
     yield (
-        f"On held-out machines at {summary.low} SNR, {name_of(best)} scores {points(best.scores[summary.low])} against "
-        f"the frozen teacher's {teacher.scores[summary.low].mean:.1f} ({points(paired, signed=True)}, "
+        f"On {summary.held_out} at {summary.low} SNR, {name_of(best)} scores {points(best.scores[summary.low])} "
+        f"against the frozen teacher's {teacher.scores[summary.low].mean:.1f} ({points(paired, signed=True)}, "
         f"{_size(paired)}): {verdict(paired)}{_machines(summary, best.who, summary.low)}{shared}."
     )
     yield _gap(summary, best)
@@ -235,7 +235,7 @@ def _recipes(summary: Summary) -> Iterator[str]:
         return
     rows.sort(key=lambda row: -row[0].mean)
     parts = [f"{name_of(m)} {points(paired, signed=True)}" for paired, m in rows]
-    yield f"Published recipes against the frozen teacher, held-out machines, all SNRs: {'; '.join(parts)}."
+    yield f"Published recipes against the frozen teacher, {summary.held_out}, all SNRs: {'; '.join(parts)}."
 
 
 def _recipe_titles(summary: Summary) -> set[str]:

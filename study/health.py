@@ -182,11 +182,11 @@ def _overlap(summary: Summary) -> Iterator[Check]:
             continue
         size = points(paired, signed=True)
         if paired.undecided:
-            text = f"Best setting and {name_of(other)} cannot be told apart on held-out machines: {size}."
+            text = f"Best setting and {name_of(other)} cannot be told apart on {summary.held_out}: {size}."
         elif paired.below_zero:
-            text = f"On held-out machines the best setting scores less than {name_of(other)}: {size}."
+            text = f"On {summary.held_out} the best setting scores less than {name_of(other)}: {size}."
         else:
-            text = f"On held-out machines best setting and {name_of(other)} differ: {size}."
+            text = f"On {summary.held_out} best setting and {name_of(other)} differ: {size}."
         yield Check(FINE if paired.above_zero else LOOK, text)
 
 

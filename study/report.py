@@ -24,7 +24,7 @@ from study.confirm import FIRST_SEED
 from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
 from study.findings import percent, points
 from study.folder import StudyFolder
-from study.summary import SUBSETS, Method, Run, Summary, count, elapsed_s, summarise, text_of
+from study.summary import SUBSETS, Method, Run, Summary, elapsed_s, summarise, text_of
 from trainables.files import write_atomically
 from trainables.settings import to_dict
 
@@ -123,7 +123,7 @@ def confirmed_table(summary: Summary) -> Table:
         rows.append((title_of(summary, method), *values, _gap_cell(method), seeds))
     header = ("held-out", *names.values(), "gap closed", "seeds")
     gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR."
-    scored = f"{count(len(summary.machines), 'held-out machine')}: {', '.join(summary.machines)}. {INTERVALS}"
+    scored = f"{summary.held_out.capitalize()} ({', '.join(summary.machines)}). {INTERVALS}"
     left_out = unconfirmed(summary)
     return Table(
         header, tuple(rows), (scored, gap, *([left_out] if left_out else []), *summary.notes), strong
@@ -222,12 +222,12 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
             Heading("Where the differences sit"),
             *picture(
                 "bands.png",
-                "Official score over SNR bands for each subset, held-out machines, mean of seeds. Bars: 95% interval "
+                f"Official score over SNR bands for each subset, {summary.held_out}, mean of seeds. Bars: 95% interval "
                 "of the paired difference to the frozen teacher.",
             ),
             *picture(
                 "heat_map.png",
-                f"{title} minus frozen teacher, subset by SNR band, held-out machines, with 95% intervals (paired).",
+                f"{title} minus frozen teacher, subset by SNR band, {summary.held_out}, with 95% intervals (paired).",
             ),
             *picture(
                 "machines.png", f"{title} minus frozen teacher for each held-out machine, mean of seeds."
@@ -345,7 +345,7 @@ def print_comparison(summary: Summary, *, file: TextIO | None = None, width: int
 
     if summary.confirmed:
         names = ", ".join(summary.machines)
-        say(f"Held-out machines ({names}): official score in points, 95% intervals")
+        say(f"{summary.held_out.capitalize()} ({names}): official score in points, 95% intervals")
         _print_table(_two_lines(confirmed_table(summary)), out, width)
         for note in filter(None, (unconfirmed(summary), *summary.notes)):
             say(note)

@@ -95,7 +95,10 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A study in numbers. ``best`` is None without a full-length trial; ``best_who`` names its row."""
+    """A study in numbers. ``best`` is None without a full-length trial; ``best_who`` names its row.
+
+    ``held_out`` says what confirmation was scored on: a corpus with few machines holds out recordings of theirs.
+    """
 
     name: str
     config: StudyConfig
@@ -108,6 +111,7 @@ class Summary:
     ranges: Mapping[str, tuple[float, float, bool]]
     notes: tuple[str, ...]
     missing: tuple[str, ...]
+    held_out: str = "held-out machines"
     findings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     files: tuple[Path, ...] = ()
@@ -168,7 +172,14 @@ def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
         ranges={name: spec for trial in trials.values() for name, spec in _ranges(trial).items()},
         notes=tuple(study.get("notes") or ()),
         missing=tuple(_missing(config, runs, methods, chosen, bands)),
+        held_out=_held_out(folder, methods),
     )
+
+
+def _held_out(folder: StudyFolder, methods: Mapping[str, Method]) -> str:
+    searched = {row["machine"] for row in folder.table("b-teacher")}
+    confirmed = {m for method in methods.values() if method.cells for m in method.cells.machines}
+    return "held-out recordings" if searched & confirmed else "held-out machines"
 
 
 def _run(folder: StudyFolder, job_id: str) -> Run:

@@ -393,6 +393,21 @@ def test_without_a_gap_none_is_closed(tmp_path: Path) -> None:
     assert "no gap" in text(summary)
 
 
+@pytest.mark.parametrize(
+    ("machines", "word"),
+    [(("vacuum", "press"), "held-out machines"), (("blower", "reducer"), "held-out recordings")],
+)
+def test_machines_that_were_searched_on_confirm_on_recordings_only(
+    tmp_path: Path, machines: tuple[str, ...], word: str
+) -> None:
+    summary = make(tmp_path, machines=machines).search().confirm().assess()
+    other = {"held-out machines", "held-out recordings"} - {word}
+    assert summary.held_out == word
+    said = printed(summary) + " ".join(summary.findings) + " ".join(check.text for check in summary.checks)
+    assert word in said.lower()
+    assert not any(f"on {wrong}" in said.lower() for wrong in other)
+
+
 def test_estimates_read_as_text() -> None:
     shown = Estimate(mean=4.24, low=2.9, high=5.51, num_seeds=5, num_machines=4)
     assert points(shown, signed=True) == "+4.2 [2.9, 5.5]"
