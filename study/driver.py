@@ -61,7 +61,9 @@ def handlers_restored() -> Iterator[None]:
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """Do what Ctrl-C does at this moment."""
+    """Do what Ctrl-C does at this moment, also in a process that a shell's ``&`` has made deaf to Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
 
 

@@ -1,6 +1,6 @@
 """Benchmarks: each line has a comparator that does the same work in the same run.
 
-    make bench                        # all, some three minutes on two cores
+    make bench                        # all, half a minute
     python tests/bench/run.py knn mix # some of them
 
 Prints a table and appends JSON lines to runs/bench.jsonl: the median of the runs on either side, their ratio
@@ -15,7 +15,6 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "study")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Line = dict[str, Any]
@@ -143,60 +142,7 @@ def cache() -> Line:
     return line("cache", "student step, tiny, batch 32 x 2 s, targets cached", "teacher online", seconds, 1.3)
 
 
-def turnaround() -> Line:
-    """From the end of one trial to the start of the next on a warm slot, against the limit of one second."""
-    import ray
-    from ray import tune
-
-    from study.config import SlotsConfig
-    from study.slots import ray_environment, slot_class
-
-    os.environ.update(ray_environment())
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
-    )
-    idle: list[float] = []
-
-    class Listen(tune.Callback):
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-        ) -> None:
-            if result["epoch"] == 1 and result["idle_s"] is not None:
-                idle.append(result["idle_s"])
-
-    with tempfile.TemporaryDirectory() as folder:
-
-        def job(number: int) -> dict[str, Any]:
-            trial = {"params": {"epochs": 2, "epoch_s": 0.2}}
-            common = {
-                "role": "trial",
-                "entry": "toy_trials:quick",
-                "cache_dir": folder,
-                "checkpoint_dir": folder,
-            }
-            return {"id": f"t{number}", "trial": trial, "baseline": None, **common}
-
-        tune.Tuner(
-            slot_class(SlotsConfig(count=1, cpus_per_worker=1), storage=folder),
-            param_space={"job": tune.grid_search([job(n) for n in range(12)])},
-            tune_config=tune.TuneConfig(
-                metric="official", mode="max", reuse_actors=True, max_concurrent_trials=1
-            ),
-            run_config=tune.RunConfig(
-                storage_path=folder,
-                verbose=0,
-                callbacks=[Listen()],
-                stop={"done": True},
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            ),
-        ).fit()
-    ray.shutdown()
-    what = "end of a trial to the start of the next, warm slot, 1 worker"
-    return line("turnaround", what, "limit of 1 s", (idle, [1.0]), 1.0)
-
-
-BENCHES: dict[str, Callable[[], Line]] = {b.__name__: b for b in (knn, mix, cache, turnaround)}
+BENCHES: dict[str, Callable[[], Line]] = {b.__name__: b for b in (knn, mix, cache)}
 
 
 def main() -> int:

@@ -379,6 +379,7 @@ def test_the_tracker_hears_of_every_end(
     monkeypatch.setattr(command, "run_all_jobs", fail)
     asked = parse(["--storage", str(tmp_path)])
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     try:
         if code is None:
             with pytest.raises(type(error)):
@@ -408,11 +409,15 @@ def test_a_defect_keeps_its_traceback(
     assert "in broken" in kept
 
 
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])  # the second: started with &
 def test_sigterm_ends_a_study_as_ctrl_c_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ctrl_c: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before, before_ctrl_c = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
     monkeypatch.setattr(command, "run", lambda asked: signal.raise_signal(signal.SIGTERM))
-    assert command.main([]) == 130
+    try:
+        assert command.main([]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before_ctrl_c)
     assert "to go on, give the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
