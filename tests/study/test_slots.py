@@ -309,7 +309,8 @@ def test_a_study(cluster: str, make_job: Callable[..., Job], tmp_path: Path) -> 
     ).fit()
     assert results.num_errors == 0
     assert sorted(told) == sorted(job["id"] for job in jobs)
-    assert epochs(told["good0"]) == [1, 2, 3]
+    whole = [i for i in range(6) if epochs(told[f"good{i}"]) == [1, 2, 3]]
+    assert whole, "which one depends on the slot that is up first; that one is compared with nobody"
     assert min(len(told[f"good{i}"]) for i in range(6)) == 1, "nothing was stopped early"
     assert told["breaks"][-1]["failed"] == "ZeroDivisionError: a toy breaks"
     assert "ZeroDivisionError" in told["breaks"][-1]["traceback"]
