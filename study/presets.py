@@ -26,7 +26,7 @@ def quick() -> StudyConfig:
 
 
 def factory() -> StudyConfig:
-    """32 longer trials on the built-in factory, all recipes confirmed with 5 seeds: some 40 minutes on two cores."""
+    """32 longer trials on the built-in factory, all recipes confirmed with 5 seeds: an hour or more on two cores."""
     return StudyConfig(
         preset="factory",
         training=TrainingConfig(epochs=6, steps_per_epoch=100),
