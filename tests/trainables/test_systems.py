@@ -115,7 +115,7 @@ def test_going_on_equals_running_through_bit_for_bit(system, kind, small_trial, 
 
 
 RANK = """
-import json, sys, warnings
+import json, os, sys, warnings
 from pathlib import Path
 from torch import distributed
 from trainables.loop import train
@@ -129,8 +129,10 @@ for number, trial in enumerate(json.loads(sys.argv[5])):
     folder = Path(out).parent / f"checkpoint{number}"
     records = train(build(TrialConfig, trial), cache_dir=Path(sys.argv[4]), checkpoint_dir=folder)
     results.append(list(records))
-distributed.destroy_process_group()
 Path(out).write_text(json.dumps(results))
+distributed.barrier()
+# without the interpreter's end: gloo's threads may abort a process that is going down
+os._exit(0)
 """
 
 
