@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from study.folder import StudyFolder
 from trainables.errors import UserError
-from trainables.settings import Scalar, TrialConfig, digest, to_dict
+from trainables.settings import Scalar, digest, to_dict
 
 if TYPE_CHECKING:
     import optuna
+
+    from study.config import StudyConfig
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ MAX_DUPLICATES = 10  # proposals in a row that may repeat an earlier trial befor
 
 
 def build_job(
-    config: Any,
+    config: StudyConfig,
     folder: StudyFolder,
     *,
     job_id: str,
@@ -54,19 +56,9 @@ def build_job(
 ) -> Job:
     """The job that a slot runs: plain JSON, complete, the same for the same arguments.
 
-    ``config`` is a ``StudyConfig``. ``seed`` defaults to the study's seed, ``label`` to the names of the
-    choices in ``params`` (their ``*_kind``).
+    ``seed`` defaults to the study's seed, ``label`` to the names of the choices in ``params`` (their ``*_kind``).
     """
-    trial = TrialConfig(
-        system=config.system,
-        params=dict(params),
-        seed=config.search.seed if seed is None else seed,
-        split=split,
-        corpus=config.corpus,
-        encoder=config.encoder,
-        training=config.training,
-        scoring=config.scoring,
-    )
+    trial = config.trial(params, seed=config.search.seed if seed is None else seed, split=split)
     return {
         "id": job_id,
         "role": role,
@@ -98,7 +90,7 @@ class Search:
 
     def __init__(
         self,
-        config: Any,
+        config: StudyConfig,
         folder: StudyFolder,
         *,
         space: Space,

@@ -21,7 +21,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -30,6 +30,9 @@ from ray.tune.search import Searcher
 from study.agenda import Agenda, Listener
 from study.folder import StudyFolder
 from study.search import OBJECTIVE, Job, Search
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +215,7 @@ class _Named:
 
 
 def run_jobs(
-    config: Any,
+    config: StudyConfig,
     search: Search,
     trainable: Any,
     *,

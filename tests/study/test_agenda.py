@@ -9,7 +9,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,23 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from study.agenda import Agenda, StudyFailed
+from study.config import SearchConfig, StudyConfig
 from study.folder import StudyFolder
 from study.search import Search, build_job
-from trainables.settings import CorpusConfig, EncoderConfig, ScoringConfig, TrainingConfig
+from trainables.settings import TrainingConfig
 
 EPOCHS = 3
 
 
-def config(trials: int) -> Any:
-    search = {"trials": trials, "seed": 0, "sampler": "random", "startup_trials": 4, "recipes": ("alpha",)}
-    return SimpleNamespace(
-        system="retain",
-        corpus=CorpusConfig(),
-        encoder=EncoderConfig(),
-        training=TrainingConfig(epochs=EPOCHS),
-        scoring=ScoringConfig(),
-        search=SimpleNamespace(**search),
-    )
+def config(trials: int) -> StudyConfig:
+    search = SearchConfig(trials=trials, sampler="random", startup_trials=4, recipes=("alpha",))
+    return StudyConfig(training=TrainingConfig(epochs=EPOCHS), search=search)
 
 
 def open_agenda(path: Path, trials: int = 6, **rest: Any) -> Agenda:

@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,17 +14,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from study.config import SearchConfig, StudyConfig
 from study.folder import StudyFolder
 from study.search import Search, build_job, label_of
 from trainables.errors import UserError
-from trainables.settings import (
-    CorpusConfig,
-    EncoderConfig,
-    ScoringConfig,
-    TrainingConfig,
-    TrialConfig,
-    build,
-)
+from trainables.settings import TrainingConfig, TrialConfig, build
 
 EPOCHS = 4
 RECIPES = {
@@ -55,16 +48,9 @@ def value(params: dict[str, Any], epoch: int = EPOCHS) -> float:
     return 50.0 + 10.0 * best - abs(math.log10(params["rate"]) + 2) - 5.0 / epoch
 
 
-def config(trials: int = 12, **search: Any) -> Any:
-    search = {"sampler": "tpe", "seed": 3, "startup_trials": 4, "recipes": ("alpha", "beta"), **search}
-    return SimpleNamespace(
-        system="retain",
-        corpus=CorpusConfig(),
-        encoder=EncoderConfig(),
-        training=TrainingConfig(epochs=EPOCHS),
-        scoring=ScoringConfig(),
-        search=SimpleNamespace(trials=trials, **search),
-    )
+def config(trials: int = 12, **search: Any) -> StudyConfig:
+    search = {"seed": 3, "startup_trials": 4, "recipes": ("alpha", "beta"), **search}
+    return StudyConfig(training=TrainingConfig(epochs=EPOCHS), search=SearchConfig(trials=trials, **search))
 
 
 def open_search(path: Path, trials: int = 12, **search: Any) -> Search:

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
@@ -31,24 +30,14 @@ def value(params: dict[str, Any], epoch: int) -> float:
 
 
 def config(trials: int = 7, seed: int = 0) -> Any:
-    from trainables.settings import CorpusConfig, EncoderConfig, ScoringConfig, TrainingConfig
+    from study.config import SearchConfig, SlotsConfig, StudyConfig
+    from trainables.settings import TrainingConfig
 
-    return SimpleNamespace(
-        system="retain",
-        corpus=CorpusConfig(),
-        encoder=EncoderConfig(),
-        training=TrainingConfig(epochs=EPOCHS),
-        scoring=ScoringConfig(),
-        search=SimpleNamespace(
-            trials=trials,
-            seed=seed,
-            sampler="random",
-            startup_trials=4,
-            recipes=tuple(RECIPES),
-            grace_epochs=2,
-            reduction_factor=3,
-        ),
-        slots=SimpleNamespace(count=2, workers=1),
+    search = SearchConfig(
+        trials=trials, seed=seed, sampler="random", startup_trials=4, grace_epochs=2, recipes=tuple(RECIPES)
+    )
+    return StudyConfig(
+        training=TrainingConfig(epochs=EPOCHS), search=search, slots=SlotsConfig(count=2, workers=1)
     )
 
 
