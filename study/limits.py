@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from trainables.encoders import ENCODERS
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ RULES: tuple[Rule, ...] = (
     one_of("corpus.sample_rate_hz", (16_000,)),  # what every encoder here hears; files are resampled to it
     between("corpus.clips_per_machine", 8, 10_000, 48),
     one_of("encoder.pooling", ("bands", "mean")),
-    one_of("encoder.name", ("tiny",)),
+    one_of("encoder.name", tuple(ENCODERS)),
+    one_of("encoder.dtype", ("float32", "bfloat16")),
     between("encoder.layer", 0, 1_000, 0),
     between("training.epochs", 1, 10_000, 6),
     between("training.steps_per_epoch", 1, 1_000_000, 40),

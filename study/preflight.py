@@ -170,7 +170,7 @@ def check_encoder(config: EncoderConfig) -> None:
     The built-in weights at their last layer can. Anything else is tried in a process of its own: loading needs
     PyTorch, which costs seconds and memory that the process that drives a study shall not pay.
     """
-    if config.checkpoint is None and config.layer == 0:
+    if config.name == "tiny" and config.checkpoint is None and config.layer == 0:
         return
     if config.checkpoint is not None and not Path(config.checkpoint).is_file():
         raise UserError(

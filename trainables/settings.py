@@ -55,13 +55,15 @@ class EncoderConfig:
     """The self-supervised encoder that is both the frozen teacher and the student's start.
 
     ``layer`` counts transformer blocks from 1 (the last one when 0). ``pooling`` is ``bands`` (mean over time,
-    frequency bands kept) or ``mean`` (mean over all tokens).
+    frequency bands kept) or ``mean`` (mean over all tokens). ``dtype`` is what teacher and student compute their
+    tokens in; weights stay float32.
     """
 
     name: str = "tiny"
     checkpoint: str | None = None
     layer: int = 0
     pooling: str = "bands"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,11 +136,13 @@ def test_every_number_has_a_range() -> None:
 
 def test_names_in_the_rules_are_those_of_the_parts_they_speak_of() -> None:
     """The rules repeat names so that the driver need not import torch."""
-    from trainables.encoders.encoder import ENCODERS, POOLINGS
+    from trainables.encoders import ENCODERS
+    from trainables.encoders.encoder import DTYPES, POOLINGS
 
     words = {key: words for key, _, words, _ in RULES}
     assert words["encoder.name"] == ", ".join(ENCODERS)
     assert words["encoder.pooling"] == ", ".join(POOLINGS)
+    assert words["encoder.dtype"] == ", ".join(DTYPES)
 
 
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,15 @@
-"""Self-supervised audio encoders behind one interface."""
+"""Self-supervised audio encoders behind one interface.
+
+An encoder is one module and one line below. The module offers ``load(config, cache_dir) -> Backbone`` and
+``weights_digest(config) -> str`` (identity of its weights by content); see ``encoder.py`` for what a backbone is.
+It is imported when it is asked for, so that what needs an extra costs nothing to those who do not use it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+ENCODERS: Mapping[str, str] = MappingProxyType(  # encoder.name -> module
+    {
+        "tiny": "trainables.encoders.tiny",
+    }
+)

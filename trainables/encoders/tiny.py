@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.encoders.encoder import Backbone
 from trainables.errors import UserError
 from trainables.files import write_atomically
-from trainables.settings import build, digest, to_dict
+from trainables.settings import EncoderConfig, build, digest, to_dict
 
 WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
 
@@ -101,7 +102,7 @@ class Block(nn.Module):
         return x_BLD + self.down(functional.gelu(self.up(self.norm2(x_BLD))))
 
 
-class Tiny(nn.Module):
+class Tiny(Backbone):
     """wave_BT -> features -> the token grid of a layer. Frames of a clip beyond whole patches are dropped."""
 
     def __init__(self, shape: TinyShape) -> None:
@@ -132,18 +133,25 @@ class Tiny(nn.Module):
         time_PD = _sinusoids(patch_BPNK.shape[1], self.width).to(patch_BPNK.device)
         return self.embed(patch_BPNK) + self.band_position + time_PD[:, None]
 
-    def tokens(self, feature_BFM: Tensor, layer: int = 0) -> Tensor:
-        """Token grid [B, P, N, D] after block ``layer`` (counted from 1; 0 means the last)."""
+    def tokens_per_layer(self, feature_BFM: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Token grids [B, P, N, D] after each of ``layers``."""
         x = self.embed_patches(self.patches(feature_BFM))
-        grid, x = x.shape, x.flatten(1, 2)
-        for block in self.blocks[: layer or self.num_layers]:
-            x = block(x)
-        return x.view(grid)
+        return [y.view(x.shape) for y in self.through_blocks(x.flatten(1, 2), layers)]
 
 
 def _sinusoids(count: int, width: int) -> Tensor:
     angle = torch.arange(count)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(1e4) / width))
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def load(config: EncoderConfig, cache_dir: Path | None = None) -> Tiny:
+    """The encoder with the weights that ``config`` names. Raises UserError as ``load_tiny``."""
+    return load_tiny(config.checkpoint)
+
+
+def weights_digest(config: EncoderConfig) -> str:
+    """Identity of weights and shape by content. Raises UserError if there are no such files."""
+    return digest([_content(p, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(config.checkpoint)])
 
 
 def load_tiny(checkpoint: str | None) -> Tiny:
@@ -175,11 +183,6 @@ def save_tiny(encoder: Tiny, path: Path, record: Mapping[str, object]) -> None:
     sidecar = json.dumps({"shape": to_dict(encoder.shape), **record}, indent=1) + "\n"
     write_atomically(path, save({k: v.contiguous() for k, v in encoder.state_dict().items()}))
     write_atomically(path.with_suffix(".json"), sidecar)
-
-
-def tiny_digest(checkpoint: str | None) -> str:
-    """Identity of weights and shape by content. Raises UserError if there are no such files."""
-    return digest([_content(p, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(checkpoint)])
 
 
 @lru_cache(maxsize=16)
