@@ -1,7 +1,7 @@
 """What a study says while it runs: one line per job that ends, in aligned columns, with what is left.
 
-    [ 5/25] t0002        official  84.1  low  76.2  gap   31%  ~4 min left  snr_sigmoid, uniform, dwa; best so far
-    [ 6/25] t0003        official  71.9  low  60.3  gap  -80%  ~4 min left  ramp, bands, gradnorm; stopped at epoch 2
+    [ 5/25] t0002          official  84.1  low  76.2  gap   31%  ~4 min left  snr_sigmoid, uniform, dwa; best so far
+    [ 6/25] t0003          official  71.9  low  60.3  gap  -80%  ~4 min left  ramp, bands, gradnorm; stopped at epoch 2
 
 Lines go to standard output as they happen, so that a terminal, a job's log and a file all read the same. Time left
 is a guess from what jobs of each kind have cost so far, earlier runs of the study included.
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, TextIO
 
+ID_WIDTH = len("c-alignment-s0")  # of the column of job ids; longer ones widen it when they are known
 HEARTBEAT_S = 60.0  # a running job is mentioned this often when nothing ends
 LEGEND = """\
 official: how well anomalies are found, in points (50 is chance, 100 is perfect); low: the same at low SNR;
@@ -47,6 +48,7 @@ class Progress:
         self.expected, self.num_slots, self.begun = dict(expected), num_slots, begun
         self.ended: Counter[str] = Counter()
         self.best: float | None = None
+        self._width = ID_WIDTH
         self._out = out or sys.stdout
         self._costs_s: dict[str, list[float]] = {}
         self._running: dict[str, tuple[str, float]] = {}  # id -> kind, since when
@@ -66,6 +68,8 @@ class Progress:
 
     def confirming(self, jobs: Iterable[Job]) -> None:
         """The search is over, and these are all jobs of the confirmation: no finalist is a guess any more."""
+        jobs = list(jobs)
+        self._width = max([self._width, *(len(job["id"]) for job in jobs)])
         numbers = Counter(kind_of(job) for job in jobs)
         for kind in ("confirm", "frozen confirm"):
             self.expected[kind] = numbers[kind]
@@ -93,7 +97,7 @@ class Progress:
             self._explained = True
             self.say(LEGEND)
         width = len(str(self.total))
-        start = f"[{self.done:{width}d}/{self.total}] {job['id']:<12}"
+        start = f"[{self.done:{width}d}/{self.total}] {job['id']:<{self._width}}"
         name = (
             f"{job['baseline']} (published)" if job["role"] == "trial" and job["baseline"] else job["label"]
         )

@@ -347,8 +347,8 @@ def print_comparison(summary: Summary, *, file: TextIO | None = None, width: int
         names = ", ".join(summary.machines)
         say(f"{summary.held_out.capitalize()} ({names}): official score in points, 95% intervals")
         _print_table(_two_lines(confirmed_table(summary)), out, width)
-        for note in filter(None, (unconfirmed(summary), *summary.notes)):
-            say(note)
+        if left_out := unconfirmed(summary):
+            say(left_out)
     else:
         say("Nothing was scored on held-out machines: no results, only the numbers of the search.")
     print(file=out)

@@ -50,12 +50,27 @@ def test_lines_are_aligned_and_say_what_happened() -> None:
     lines = screen.lines()
     assert [line.index("official") for line in lines[:4]] == [lines[0].index("official")] * 4
     assert [line.index("gap") for line in lines[:4]] == [lines[0].index("gap")] * 4
-    assert lines[0].startswith("[ 1/12] b-teacher    official  71.2  low  61.2  gap   25%")
+    assert lines[0].startswith("[ 1/12] b-teacher      official  71.2  low  61.2  gap   25%")
     assert lines[1].endswith("paper (published); best so far")
     assert lines[2].endswith("snr_sigmoid, uniform, dwa; stopped at epoch 2")
     assert lines[3].endswith("dwa; best so far")
-    assert lines[4] == "[ 5/12] t0003        FAILED: loss tag is nan in epoch 1  (snr_sigmoid, uniform, dwa)"
+    assert (
+        lines[4] == "[ 5/12] t0003          FAILED: loss tag is nan in epoch 1  (snr_sigmoid, uniform, dwa)"
+    )
     assert max(map(len, lines)) <= 120
+
+
+def test_long_names_of_confirmations_keep_the_columns() -> None:
+    screen = Screen()
+    screen.job_ended(job("b-teacher", "baseline", system="frozen", baseline="teacher"), result())
+    screen.job_ended(job("c-alignment-s0", "confirm"), result())
+    long = [job(f"c-{who}", "confirm") for who in ("paper-s0", "best2-t0031-s10")]
+    screen.confirming(long)
+    for each in long:
+        screen.job_ended(each, result())
+    early, late = ([line.index(" official") for line in screen.lines()[i : i + 2]] for i in (0, 2))
+    assert early[0] == early[1]
+    assert late[0] == late[1]
 
 
 def test_the_columns_are_explained_once_before_the_first_line() -> None:
