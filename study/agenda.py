@@ -210,13 +210,12 @@ class Agenda:
             "duration_s": round(time.time() - live.began + live.earlier_s, 3),
             "num_workers": live.num_workers,
         }
+        self._keep_traceback(live)
         if live.job["role"] != "trial":
             self._write(live, result)
         elif state == "failed" and not self._num_good:
             # Not kept yet: three of these and it is the study that is broken, not the trials.
             self._held.append((live, result))
-            if live.traceback:
-                logger.warning("%s failed: %s", live.job["id"], live.failure)
         else:
             self._num_good += state != "failed"
             self._release_held()
@@ -230,16 +229,27 @@ class Agenda:
 
     def _write(self, live: _Live, result: dict[str, Any]) -> None:
         job_id = live.job["id"]
-        if live.traceback:
-            write_atomically(self.folder.job_path(job_id) / "traceback.txt", live.traceback)
         self.folder.write_result(job_id, result)
         if live.job["role"] == "trial":
             self.search.tell(job_id, result)
 
+    def _keep_traceback(self, live: _Live) -> None:
+        """The traceback of a failure, beside the job; that of an attempt before this one goes."""
+        path = self.folder.job_path(live.job["id"]) / "traceback.txt"
+        if live.traceback:
+            write_atomically(path, live.traceback)
+        else:
+            path.unlink(missing_ok=True)
+
     def _study_failed(self) -> StudyFailed:
-        reasons = "; ".join(f"{live.job['id']}: {result['reason']}" for live, result in self._held)
+        failures: dict[str, list[str]] = {}
+        for live, result in self._held:
+            failures.setdefault(result["reason"], []).append(live.job["id"])
+        reasons = "; ".join(f"{', '.join(ids)}: {reason}" for reason, ids in failures.items())
+        kept = [live.job["id"] for live, _ in self._held if live.traceback]
+        where = f" The traceback is in {self.folder.job_path(kept[0]) / 'traceback.txt'}." if kept else ""
         return StudyFailed(
-            f"every trial failed ({reasons}). Mend the cause and give the same command again to resume."
+            f"every trial failed ({reasons}).{where} Mend the cause and give the same command again to resume."
         )
 
     def _trained_s(self, job_id: str) -> float:

@@ -206,7 +206,9 @@ def test_the_time_before_a_loss_counts(tmp_path: Path) -> None:
     assert [r["epoch"] for r in agenda.folder.records(job["id"])] == [1, 2, 3]
 
 
-def test_three_failures_at_the_start_stop_the_study_and_are_run_again(tmp_path: Path) -> None:
+def test_three_failures_at_the_start_stop_the_study_and_are_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     agenda = with_confirmations(tmp_path, trials=5)
     diary = Diary(agenda.folder)
     agenda._listeners.append(diary)
@@ -214,8 +216,12 @@ def test_three_failures_at_the_start_stop_the_study_and_are_run_again(tmp_path: 
     for reason in ("no such file", "out of memory", "no such file"):
         agenda.check()
         fail(agenda, agenda.next(), reason)
-    with pytest.raises(StudyFailed, match="t0001: no such file; t0002: out of memory; t0003: no such file"):
+    with pytest.raises(StudyFailed, match="t0001, t0003: no such file; t0002: out of memory") as failed:
         agenda.next()
+    kept = agenda.folder.job_path("t0001") / "traceback.txt"
+    assert str(kept) in str(failed.value)
+    assert kept.read_text() == "line 1\nline 2\n"
+    assert caplog.records == []  # the listeners say it
     assert [e for e in diary.events if e[0] == "ended"] == [
         ("ended", f"t000{n}", "failed") for n in (1, 2, 3)
     ]
@@ -228,6 +234,7 @@ def test_three_failures_at_the_start_stop_the_study_and_are_run_again(tmp_path: 
         play(mended, job)
     assert jobs == [running["id"], "t0001", "t0002", "t0003", "t0004", "c-best-s0", "c-best-s1"]
     assert mended.over
+    assert not kept.exists()
 
 
 def test_failures_are_kept_once_a_trial_has_succeeded(tmp_path: Path) -> None:
