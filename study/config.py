@@ -33,6 +33,7 @@ from trainables.settings import (
     digest,
     to_dict,
 )
+from trainables.settings import check_limits as check_trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,3 +279,4 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def validate(config: StudyConfig) -> None:
     """Every value within its range, and every pair that must fit fits. Raises UserError for the first that does not."""
     check_limits(config)
+    check_trial(config.trial({}, seed=config.search.seed))  # would refuse itself when it starts

@@ -24,7 +24,7 @@ from study.tracking_uri import check, redact
 from trainables.data.corpus import Corpus, open_source
 from trainables.errors import UserError
 from trainables.files import exclusive
-from trainables.settings import EncoderConfig, to_dict
+from trainables.settings import CorpusConfig, EncoderConfig, to_dict
 
 SPARE_BYTES = 500 << 20  # for checkpoints, records, plots, the tracking database and Ray's logs
 FRAMES_PER_S, MELS = 100, 128  # no encoder here makes larger features
@@ -32,9 +32,10 @@ ENCODER_CHECK = """
 import json, sys
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import UserError
-from trainables.settings import EncoderConfig, build
+from trainables.settings import CorpusConfig, EncoderConfig, build
+encoder, corpus = json.loads(sys.argv[1])
 try:
-    load_encoder(build(EncoderConfig, json.loads(sys.argv[1])))
+    load_encoder(build(EncoderConfig, encoder)).check_clips(build(CorpusConfig, corpus))
 except UserError as error:
     sys.exit(f"refused: {error}")
 """
@@ -78,7 +79,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
     feature_bytes = 4 * FRAMES_PER_S * MELS * config.corpus.clip_s * num_mixtures
     needed = corpus_bytes + min(feature_bytes, config.scoring.feature_cache_gb * 1e9) + SPARE_BYTES
     check_room(storage, needed)
-    check_encoder(config.encoder)
+    check_encoder(config.encoder, config.corpus)
     if dry_run and cluster.attaches():
         with cluster.attach_or_start(config.slots, storage) as connected:
             room = connected.text
@@ -164,11 +165,12 @@ def check_corpus(corpus: Corpus, config: StudyConfig) -> tuple[list[str], int]:
     return notes, sum(len(plan.clip_R) for plan in plans)
 
 
-def check_encoder(config: EncoderConfig) -> None:
-    """The encoder can be loaded as configured.
+def check_encoder(config: EncoderConfig, corpus: CorpusConfig) -> None:
+    """The encoder can be loaded as configured, and hears clips as short as those of ``corpus``.
 
-    The built-in weights at their last layer can. Anything else is tried in a process of its own: loading needs
-    PyTorch, which costs seconds and memory that the process that drives a study shall not pay.
+    The built-in weights at their last layer can, and hear whatever passes ``limits.py``. Anything else is tried in a
+    process of its own: loading needs PyTorch, which costs seconds and memory that the process that drives a study
+    shall not pay.
     """
     if config.name == "tiny" and config.checkpoint is None and config.layer == 0:
         return
@@ -177,7 +179,7 @@ def check_encoder(config: EncoderConfig) -> None:
             f"encoder.checkpoint = {config.checkpoint!r}: no such file; for example --set encoder.checkpoint=null "
             "for the weights that come along"
         )
-    command = [sys.executable, "-c", ENCODER_CHECK, json.dumps(to_dict(config))]
+    command = [sys.executable, "-c", ENCODER_CHECK, json.dumps(to_dict([config, corpus]))]
     path = os.pathsep.join([str(cluster.ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False

@@ -16,8 +16,10 @@ from study import preflight as module
 from study.config import StudyConfig, resolve
 from study.preflight import check_corpus, check_encoder, check_folder, check_room, preflight
 from trainables.data.corpus import Clip, Corpus, MachineRoles
+from trainables.encoders.encoder import load_encoder
+from trainables.encoders.tiny import Tiny, TinyShape, save_tiny
 from trainables.errors import UserError
-from trainables.settings import EncoderConfig
+from trainables.settings import LIMITS, CorpusConfig, EncoderConfig
 
 
 def refusal(check: object, *arguments: object) -> str:
@@ -65,6 +67,12 @@ def test_real_recordings_pass_with_notes(real_recordings: Path, tmp_path: Path) 
 def test_values_out_of_range_are_refused_whoever_made_the_config(config: StudyConfig, tmp_path: Path) -> None:
     wrong = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=0))
     assert "training.epochs = 0" in refusal(preflight, wrong, tmp_path, uri(tmp_path))
+
+
+def test_what_a_trial_would_refuse_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "training.epochs", (1, 3))
+    with pytest.raises(UserError, match=r"training\.epochs = 4: allowed are 1 to 3"):
+        resolve(StudyConfig(), ["training.epochs=4"])
 
 
 def test_more_than_the_machine_has_is_refused(config: StudyConfig, tmp_path: Path) -> None:
@@ -205,26 +213,40 @@ def test_what_makes_a_corpus_weak_is_a_note() -> None:
 
 def test_the_built_in_encoder_costs_nothing_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", None)
-    check_encoder(EncoderConfig())
+    check_encoder(EncoderConfig(), CorpusConfig())
+
+
+def test_the_built_in_encoder_hears_the_shortest_clip_that_is_allowed() -> None:
+    load_encoder(EncoderConfig()).check_clips(resolve(StudyConfig(), ["corpus.clip_s=0.5"]).corpus)
+
+
+def test_clips_too_short_for_an_encoder_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slow.safetensors"
+    save_tiny(Tiny(TinyShape(patch_frames=64, width=8, depth=1)), path, {})
+    check_encoder(EncoderConfig(checkpoint=str(path)), CorpusConfig(clip_s=1.5))
+    message = refusal(check_encoder, EncoderConfig(checkpoint=str(path)), CorpusConfig(clip_s=1.0))
+    assert message == "corpus.clip_s = 1: the encoder tiny needs at least 1.324 seconds"
 
 
 def test_weights_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    message = refusal(check_encoder, EncoderConfig(checkpoint=str(tmp_path / "none.safetensors")))
+    message = refusal(
+        check_encoder, EncoderConfig(checkpoint=str(tmp_path / "none.safetensors")), CorpusConfig()
+    )
     assert "no such file" in message
 
 
 def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     path.write_bytes(b"not weights at all")
-    assert str(path) in refusal(check_encoder, EncoderConfig(checkpoint=str(path)))
+    assert str(path) in refusal(check_encoder, EncoderConfig(checkpoint=str(path)), CorpusConfig())
 
 
 def test_a_layer_that_the_encoder_does_not_have_is_refused(root: Path) -> None:
     if not list((root / "trainables" / "encoders").rglob("*.safetensors")):
         pytest.skip("the tiny encoder's weights are not there yet")
-    assert "encoder.layer = 77" in refusal(check_encoder, EncoderConfig(layer=77))
+    assert "encoder.layer = 77" in refusal(check_encoder, EncoderConfig(layer=77), CorpusConfig())
 
 
 def test_an_encoder_that_cannot_even_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENCODER_CHECK", "import a_module_that_is_missing")
-    assert "a_module_that_is_missing" in refusal(check_encoder, EncoderConfig(layer=1))
+    assert "a_module_that_is_missing" in refusal(check_encoder, EncoderConfig(layer=1), CorpusConfig())
