@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.files import exclusive, write_atomically
+from trainables.files import content_digest, exclusive, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,3 +75,12 @@ def test_an_error_inside_frees_the_lock(tmp_path):
         raise RuntimeError
     with exclusive(tmp_path / "a", wait=False) as mine:
         assert mine
+
+
+def test_the_digest_of_a_file_is_of_its_content(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.write_bytes(b"abc")
+    assert content_digest(one) == content_digest(other) == hashlib.sha256(b"abc").hexdigest()
+    one.write_bytes(b"abcd")
+    assert content_digest(one) != content_digest(other)

@@ -11,5 +11,16 @@ from types import MappingProxyType
 ENCODERS: Mapping[str, str] = MappingProxyType(  # encoder.name -> module
     {
         "tiny": "trainables.encoders.tiny",
+        "wav2vec2_base": "trainables.encoders.wav2vec",
+        "wav2vec2_large": "trainables.encoders.wav2vec",
+        "wav2vec2_large_lv60k": "trainables.encoders.wav2vec",
+        "wav2vec2_xlsr53": "trainables.encoders.wav2vec",
+        "wav2vec2_xlsr_300m": "trainables.encoders.wav2vec",
+        "hubert_base": "trainables.encoders.wav2vec",
+        "hubert_large": "trainables.encoders.wav2vec",
+        "hubert_xlarge": "trainables.encoders.wav2vec",
+        "wavlm_base": "trainables.encoders.wav2vec",
+        "wavlm_base_plus": "trainables.encoders.wav2vec",
+        "wavlm_large": "trainables.encoders.wav2vec",
     }
 )
