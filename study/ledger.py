@@ -41,11 +41,39 @@ class Ledger:
         elif kind == "baseline":
             self.started[event["job"]["id"]] = event["job"]
             self.ended[event["job"]["id"]] = {**event["record"], "state": "finished"}
+        elif kind == "told":
+            self.study, self.description = event["study"], event["description"]
+            self.started.update({job_id: {} for job_id in event["started"]})  # the rest is in the folder
+            self.epochs.update({job_id: set(epochs) for job_id, epochs in event["epochs"].items()})
+            self.ended.update(event["ended"])
+            self.tables.update(event["tables"])
+
+    def summary(self) -> Event:
+        """One event in the place of all that were noted. Whoever has them all learns from it what it has; to others
+        it says nothing, and they find the same in the folder."""
+        ended = {
+            job_id: {
+                **slim(result),
+                "metrics": {k: v for k, v in result["metrics"].items() if k == "official"},
+            }
+            for job_id, result in self.ended.items()
+        }
+        return {
+            "kind": "told",
+            "study": self.study,
+            "description": self.description,
+            "started": sorted(self.started),
+            "epochs": {job_id: sorted(epochs) for job_id, epochs in self.epochs.items()},
+            "ended": ended,
+            "tables": sorted(self.tables),
+        }
 
     def has(self, event: Event) -> bool:
         """Does ``event`` say nothing new? A job that ended stays ended."""
         if event.get("again"):
             return False  # it was refused before, and noted all the same
+        if event["kind"] == "told":
+            return True
         kind, job_id = event["kind"], str(event["job"]["id"] if "job" in event else event.get("id"))
         if kind == "job_reported":
             return event["record"]["epoch"] in self.epochs.get(job_id, ())

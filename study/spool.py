@@ -2,13 +2,14 @@
 
 ::
 
-    <spool>/events.jsonl     every event of the study, in order; never rewritten
+    <spool>/events.jsonl     the events of the study, in order
            /cursors.json     {reader: bytes of events.jsonl it has taken}
            /refused.jsonl    events a reader would not take, each with the reason
 
-``append`` returns once the event is on disk. An event is never changed, reordered or dropped. A reader's
-cursor moves past an event only after the event was delivered, so a crash in between delivers that one event
-again: delivery must be idempotent. A last line cut short by a crash is skipped.
+``append`` returns once the event is on disk. An event is never changed or reordered. A reader's cursor moves past
+an event only after the event was delivered, so a crash in between delivers that one event again: delivery must be
+idempotent. A last line cut short by a crash is skipped. Once every reader has every event, ``compact`` may put one
+event that sums them up in their place; a crash while it does delivers all of them again.
 """
 
 from __future__ import annotations
@@ -42,8 +43,11 @@ class Spool:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 file.write(b"\n")
         self.opened_at = self._events.stat().st_size
-        cursor = self._read_cursors().get(reader, 0)
-        self._cursor = cursor if 0 <= cursor <= self.opened_at else 0
+        cursors = self._read_cursors()
+        sound = {name: cursor if self._is_sound(cursor) else 0 for name, cursor in cursors.items()}
+        if sound != cursors:  # at once: the file may grow beyond a cursor that points behind its end
+            write_atomically(self._cursors, json.dumps(sound, indent=1) + "\n")
+        self._cursor = sound.get(reader, 0)
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Keep one event for good. Raises OSError when the disk does not take it."""
@@ -80,6 +84,29 @@ class Spool:
         """The reader has lost what it took: deliver everything again."""
         self.take(0)
 
+    def compact(self, summary: Mapping[str, Any]) -> bool:
+        """Put ``summary`` in the place of all events, if every reader has all of them and it is shorter.
+
+        The cursors move first. They then point into a line of the old file, should the new one never appear, and
+        the next opening delivers all events again.
+        """
+        line = json.dumps(summary).encode() + b"\n"
+        with self._lock:
+            size, cursors = self._events.stat().st_size, self._read_cursors()
+            if self.num_refused() or len(line) >= size or set(cursors.values()) != {size}:
+                return False
+            with open(self._events, "rb") as file:
+                file.seek(len(line) - 1)
+                if file.read(1) == b"\n":  # an old line ends here too: a crash would go unnoticed
+                    return False
+            write_atomically(self._cursors, json.dumps(dict.fromkeys(cursors, len(line)), indent=1) + "\n")
+            write_atomically(self._events, line)
+            self._cursor = len(line)
+            return True
+
+    def size_bytes(self) -> int:
+        return self._events.stat().st_size
+
     def num_waiting(self) -> int:
         return sum(1 for _ in self._read(self._cursor))
 
@@ -111,6 +138,14 @@ class Spool:
                     yield json.loads(line), position
                 except json.JSONDecodeError:
                     continue  # cut short by a crash
+
+    def _is_sound(self, cursor: int) -> bool:
+        """Whether a cursor points behind a line of the file, or at its beginning."""
+        if not 0 < cursor <= self.opened_at:
+            return cursor == 0
+        with open(self._events, "rb") as file:
+            file.seek(cursor - 1)
+            return file.read(1) == b"\n"
 
     def _read_cursors(self) -> dict[str, int]:
         try:

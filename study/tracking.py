@@ -9,6 +9,7 @@ the next opening. The study's folder remains the truth: nothing reads MLflow to 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -28,6 +29,7 @@ __all__ = ["Tracker", "check", "redact", "ui_command"]
 
 log = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+COMPACT_BYTES = 64 << 10  # delivered events beyond this are summed up when a tracker is closed
 PATIENCE_S = 2.0  # for a place for artifacts that fails while MLflow itself answers
 
 
@@ -113,6 +115,10 @@ class Tracker:
                 refused,
                 self._spool.path,
             )
+        over = self._connected and not waiting and not self._thread.is_alive()
+        if over and self._spool.size_bytes() > COMPACT_BYTES:
+            with contextlib.suppress(OSError):  # it only saves room
+                self._spool.compact(self._mirror.ledger.summary())
         return waiting
 
     def _put(self, **event: Any) -> None:

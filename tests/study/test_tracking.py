@@ -152,6 +152,33 @@ def test_resume_continues_the_same_runs(study: Study) -> None:
     assert {r.info.status for r in study.runs().values()} == {"FINISHED"}
 
 
+@pytest.fixture(params=[tracking.COMPACT_BYTES, 0], ids=["events", "summed up"])
+def compacted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether trackers sum up at their end what they have delivered."""
+    monkeypatch.setattr(tracking, "COMPACT_BYTES", request.param)
+    return request.param == 0
+
+
+def test_delivered_events_are_summed_up_and_not_told_again(study: Study, compacted: bool) -> None:
+    first, second = job("t0001"), job("t0002")
+    for trial in (first, second):
+        study.open().start(study.json, "Searches lambda.")
+        study.begin(trial)
+        for epoch in (1, 2, 3):
+            study.report(trial, epoch, table=True)
+        study.end(trial, result(3))
+        study.tracker.finish("FINISHED")
+        assert study.tracker.close(60) == 0
+    events = (study.folder.path / "spool" / "events.jsonl").read_text().splitlines()
+    kinds = [json.loads(event)["kind"] for event in events]
+    assert (kinds == ["told"]) is compacted
+    assert study.steps("t0001") == study.steps("t0002") == [1, 2, 3]  # each value once
+    note = study.runs()["quick"].data.tags["mlflow.note.content"]
+    assert "2 finished" in note
+    assert "**t0001 snr_sigmoid / self_paced / dwa**, official 63.0" in note
+
+
+@pytest.mark.usefixtures("compacted")
 def test_what_the_driver_could_not_say_is_found_in_the_folder(study: Study) -> None:
     """Killed between writing the study's files and telling the tracker."""
     trial, teacher = job("t0001"), job("b-oracle", role="baseline", baseline="oracle")
@@ -172,6 +199,7 @@ def test_what_the_driver_could_not_say_is_found_in_the_folder(study: Study) -> N
     assert study.artifacts("t0001") == ["knn.json"]
 
 
+@pytest.mark.usefixtures("compacted")
 def test_another_or_an_emptied_store_gets_the_whole_study(study: Study) -> None:
     def run_through() -> None:
         tracker = study.open()
