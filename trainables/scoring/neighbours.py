@@ -2,7 +2,7 @@
 
 A ``Bank`` holds the normal clips of one machine; ``Pairs`` holds rows (queries, or the bank itself with each
 clip left out in turn) against that bank. Both are lazy: a product of matrices runs when the first back end
-asks for it and is kept for the others. All of it derives from inner products of embeddings centred on the
+asks for it and is kept for the others. All of it derives from inner products of embeddings centred about the
 bank's mean, in float64: for a 1000 x 6144 bank that is 0.15 s on one core against 0.07 s in float32, and it
 spares every back end the question of cancellation. Distances at rounding level are set to exactly 0, so
 duplicates are duplicates.
@@ -29,15 +29,16 @@ from trainables.scoring.metrics import as_labels
 T = TypeVar("T")
 Floats = NDArray[np.float64]
 Columns = slice | NDArray[np.intp]
-# Squared distances, raw squared norms of rows and bank, nearest distance within bands by metric and domain.
-Products = tuple[Floats, tuple[Floats, Floats], dict[tuple[str, str], Floats]]
+# Squared distances; of a sweep by bands also the squared norms of rows and bank, and the nearest distance within bands
+# by metric and domain.
+Products = tuple[Floats, tuple[Floats, Floats] | None, dict[tuple[str, str], Floats]]
 
 EUCLID, COSINE = "euclid", "cosine"
 ALL, SOURCE, TARGET = "all", "source", "target"
 
 _BLOCK = 1024  # columns widened to float64 at a time
 _SNAP = 1e-13  # share of the squared norms below which a squared distance is rounding
-_SNAP_CENTRE = 1e-28  # the same for the error of the mean itself: about (50 eps)^2 of the raw squared norms
+_SNAP_CENTRE = 1e-28  # the same for the rounding of the centre: about (50 eps)^2 of its squared norm
 
 
 class Bank:
@@ -55,14 +56,17 @@ class Bank:
     def __init__(
         self, emb_ND: ArrayLike, is_target_N: ArrayLike, *, num_bands: int = 1, by_band: bool = True
     ) -> None:
-        self.emb_ND = _embeddings(emb_ND, "bank")
+        self.emb_ND, sum_D = _embeddings(emb_ND, "bank")
         self.is_target_N = as_labels(is_target_N, len(self.emb_ND), "is_target of the bank")
         width = self.emb_ND.shape[1]
         if num_bands < 1 or width % num_bands:
             raise UserError(f"num_bands = {num_bands}: expected a divisor of the embedding width {width}")
         self.num_bands = num_bands
         self.by_band = by_band and num_bands > 1
-        self.center_D = self.emb_ND.mean(axis=0, dtype=np.float64)
+        # anything near the mean will do: distances do not depend on it, only their rounding does
+        self.center_D = sum_D.astype(np.float64) / len(self.emb_ND)
+        if not np.isfinite(self.center_D).all():  # the sum, not a value, is too large for its type
+            self.center_D = self.emb_ND.mean(axis=0, dtype=np.float64)
         self.parts: dict[str, Columns] = {ALL: slice(None)}
         for name, rows in (
             (SOURCE, np.flatnonzero(~self.is_target_N)),
@@ -100,7 +104,7 @@ class Pairs:
     def __init__(self, bank: Bank, rows_RD: ArrayLike | None) -> None:
         self.bank = bank
         self.leave_out = rows_RD is None
-        self._rows_RD = bank.emb_ND if rows_RD is None else _embeddings(rows_RD, "queries")
+        self._rows_RD = bank.emb_ND if rows_RD is None else _embeddings(rows_RD, "queries")[0]
         if self._rows_RD.shape[1] != bank.emb_ND.shape[1]:
             raise UserError(
                 f"queries have width {self._rows_RD.shape[1]}, the bank {bank.emb_ND.shape[1]}: "
@@ -127,7 +131,7 @@ class Pairs:
         """Distances R x N."""
         if metric == EUCLID:
             return self.keep(("distances", EUCLID), lambda: np.sqrt(self.squared_RN))
-        return self.keep(("distances", COSINE), lambda: _cosine(self.squared_RN, *self._products[1]))
+        return self.keep(("distances", COSINE), lambda: _cosine(self.squared_RN, *self._norms()))
 
     def nearest(self, metric: str, part: str, k: int) -> Floats:
         """Mean distance (R) to the ``k`` nearest clips of a part, or to as many as it has.
@@ -159,10 +163,17 @@ class Pairs:
     def _products(self) -> Products:
         return self._sweep(self.bank.by_band)
 
+    def _norms(self) -> tuple[Floats, Floats]:
+        """Squared norms of rows and bank."""
+        bank = self.bank
+        return self._products[1] or (_squared_norms(self._rows_RD), _squared_norms(bank.emb_ND))
+
     def _sweep(self, banded: bool) -> Products:
         bank = self.bank
         num_bands = bank.num_bands if banded else 1
         width = bank.emb_ND.shape[1] // num_bands
+        of_bank = _Centred(bank.emb_ND, bank.center_D, raw=num_bands > 1)
+        of_rows = of_bank if self.leave_out else _Centred(self._rows_RD, bank.center_D, raw=num_bands > 1)
         squared = np.zeros((len(self), len(bank)))
         norms = np.zeros(len(self)), np.zeros(len(bank))
         by_band = {
@@ -172,50 +183,79 @@ class Pairs:
             if num_bands > 1
         }
         for band in range(num_bands):
-            band_squared, band_norms = self._band(slice(band * width, (band + 1) * width))
-            for total, part in zip(norms, band_norms, strict=True):
-                total += part
+            band_squared = self._band(slice(band * width, (band + 1) * width), of_rows, of_bank)
             squared += band_squared
             if num_bands > 1:
                 if self.leave_out:
                     np.fill_diagonal(band_squared, np.inf)
-                cosine = _cosine(band_squared, *band_norms)
+                for total, side in zip(norms, (of_rows, of_bank), strict=True):
+                    total += side.raw
+                cosine = _cosine(band_squared, of_rows.raw, of_bank.raw)
                 for domain in bank.domains:
                     columns = bank.parts[domain]
                     by_band[EUCLID, domain][band] = np.sqrt(smallest(band_squared[:, columns]))
                     by_band[COSINE, domain][band] = smallest(cosine[:, columns])
         if self.leave_out:
             np.fill_diagonal(squared, np.inf)
-        return squared, norms, by_band
+        return squared, norms if num_bands > 1 else None, by_band
 
-    def _band(self, columns: slice) -> tuple[Floats, tuple[Floats, Floats]]:
-        """Squared distances within some columns, and the raw squared norms of rows and bank there."""
-        bank = self.bank
-        product = np.zeros((len(self), len(bank)))
-        raw_R, raw_N = np.zeros(len(self)), np.zeros(len(bank))
-        near_R, near_N = np.zeros(len(self)), np.zeros(len(bank))
-        for start in range(columns.start, columns.stop, _BLOCK):
-            block = slice(start, min(start + _BLOCK, columns.stop))
-            bank_Nd, raw, near = _centred(bank.emb_ND[:, block], bank.center_D[block])
-            raw_N += raw
-            near_N += near
-            if self.leave_out:
-                product += bank_Nd @ bank_Nd.T  # NumPy sees the symmetry and does half the work
-                continue
-            rows_Rd, raw, near = _centred(self._rows_RD[:, block], bank.center_D[block])
-            raw_R += raw
-            near_R += near
-            product += rows_Rd @ bank_Nd.T
-        if self.leave_out:
-            raw_R, near_R = raw_N, near_N
+    def _band(self, columns: slice, of_rows: _Centred, of_bank: _Centred) -> Floats:
+        """Squared distances within some columns; both sides then hold the norms there."""
+        product = np.zeros((len(self), len(self.bank)))
+        for side in (of_rows, of_bank):
+            side.forget()
+        for block in _blocks(columns):
+            bank_Nd = of_bank.take(block)
+            rows_Rd = bank_Nd if self.leave_out else of_rows.take(block)
+            product += rows_Rd @ bank_Nd.T  # NumPy sees where both are one, and does half the work
         product *= -2
-        product += near_R[:, None]
-        product += near_N
-        row_floor, bank_floor = (
-            _SNAP * near + _SNAP_CENTRE * raw for near, raw in ((near_R, raw_R), (near_N, raw_N))
-        )
+        product += of_rows.norms[:, None]
+        product += of_bank.norms
+        center_d = self.bank.center_D[columns]
+        of_center = _SNAP_CENTRE * float(center_d @ center_d)
+        row_floor, bank_floor = (_SNAP * side.norms + of_center for side in (of_rows, of_bank))
         product[product < row_floor[:, None] + bank_floor] = 0.0
-        return product, (raw_R, raw_N)
+        return product
+
+
+class _Centred:
+    """Columns of embeddings in float64 minus the centre, in one buffer: fresh memory would cost more than the sums.
+
+    ``norms`` adds up the squares of what was taken, ``raw`` (only if asked for) those before centring.
+    """
+
+    def __init__(self, emb_RD: NDArray[Any], center_D: Floats, *, raw: bool) -> None:
+        self._emb_RD, self._center_D, self._with_raw = emb_RD, center_D, raw
+        self._buffer = np.empty((len(emb_RD), min(_BLOCK, emb_RD.shape[1])))
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin the sums anew."""
+        self.norms, self.raw = np.zeros(len(self._emb_RD)), np.zeros(len(self._emb_RD))
+
+    def take(self, block: slice) -> Floats:
+        """The columns ``block``, good until the next call."""
+        wide = self._buffer[:, : block.stop - block.start]
+        wide[...] = self._emb_RD[:, block]
+        if self._with_raw:
+            self.raw += np.einsum("nd,nd->n", wide, wide)
+        wide -= self._center_D[block]
+        self.norms += np.einsum("nd,nd->n", wide, wide)
+        return wide
+
+
+def _squared_norms(emb_RD: NDArray[Any]) -> Floats:
+    """Squared norm of each row."""
+    norms_R = np.zeros(len(emb_RD))
+    for block in _blocks(slice(0, emb_RD.shape[1])):
+        wide = emb_RD[:, block].astype(np.float64)
+        norms_R += np.einsum("nd,nd->n", wide, wide)
+    return norms_R
+
+
+def _blocks(columns: slice) -> list[slice]:
+    starts = range(columns.start, columns.stop, _BLOCK)
+    return [slice(start, min(start + _BLOCK, columns.stop)) for start in starts]
 
 
 def smallest(values_RN: Floats) -> Floats:
@@ -228,14 +268,6 @@ def least(arrays: Sequence[Floats]) -> Floats:
     """Smallest of several arrays, element by element."""
     values: Floats = np.minimum.reduce(arrays)
     return values
-
-
-def _centred(block: NDArray[Any], center: Floats) -> tuple[Floats, Floats, Floats]:
-    """A block in float64 minus the centre, and its squared norms before and after."""
-    wide = block.astype(np.float64)
-    raw = np.einsum("nd,nd->n", wide, wide)
-    wide -= center
-    return wide, raw, np.einsum("nd,nd->n", wide, wide)
 
 
 def _cosine(squared_RN: Floats, norms_R: Floats, norms_N: Floats) -> Floats:
@@ -259,7 +291,8 @@ def _cosine(squared_RN: Floats, norms_R: Floats, norms_N: Floats) -> Floats:
     return cosine
 
 
-def _embeddings(emb: ArrayLike, what: str) -> NDArray[Any]:
+def _embeddings(emb: ArrayLike, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Embeddings as an array that can be used, and the sum of its rows."""
     array = np.asarray(emb)
     if array.ndim != 2 or array.shape[1] == 0:
         raise UserError(f"{what} of shape {array.shape}: expected embeddings as clips x width")
@@ -268,12 +301,14 @@ def _embeddings(emb: ArrayLike, what: str) -> NDArray[Any]:
     if array.dtype != np.float32:
         array = array.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        healthy = np.isfinite(array.sum(dtype=np.float64))
-    if not healthy:
+        sum_D = (
+            np.ones(len(array), array.dtype) @ array
+        )  # not finite where a value is not, or it is too large
+    if not np.isfinite(sum_D).all():
         bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(bad):
             raise UserError(
                 f"{what} row {bad[0]} of {len(array)} is not finite ({len(bad)} such rows): "
                 "the encoder has diverged or was given a broken clip"
             )
-    return array
+    return array, sum_D
