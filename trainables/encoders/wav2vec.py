@@ -58,10 +58,13 @@ class _Block(nn.Module):
 class Wav2vec(Backbone):
     """A torchaudio ``Wav2Vec2Model`` (also HuBERT and WavLM); tokens equal those of its ``extract_features``."""
 
-    def __init__(self, model: nn.Module, *, normalised: bool, sample_rate_hz: int = 16_000) -> None:
+    convolutions: nn.Module
+    projection: nn.Module
+    position: nn.Module
+
+    def __init__(self, model: Any, *, normalised: bool, sample_rate_hz: int = 16_000) -> None:
         super().__init__()
-        encoder: Any = model.encoder
-        transformer = encoder.transformer
+        encoder, transformer = model.encoder, model.encoder.transformer
         self.features = Wave(normalised)
         self.convolutions, self.projection = model.feature_extractor, encoder.feature_projection
         self.position = transformer.pos_conv_embed
