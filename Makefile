@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env study test lint ui bench lock clean
+.PHONY: help help-cluster env study test lint ui bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,9 +15,17 @@ STORAGE ?= $(or $(STUDY_STORAGE),$(CURDIR)/runs)
 LOCK := requirements.lock
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PACKAGES := study trainables search_spaces
+CLUSTER := $(addprefix cluster/,aws.yaml gcp.yaml onprem.yaml kuberay.yaml slurm.sbatch fake.yaml mlflow/server.sh \
+  mlflow/compose.yaml Dockerfile)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "On a cluster:"
+	@for file in $(CLUSTER); do printf '  %-27s %s\n' $$file "$$(sed -n '/^# /{s/^# //;s/[.:].*//;p;q;}' $$file)"; done
+
+help-cluster: ## the three commands that use each file of cluster/
+	@awk 'FNR == 1 {print (NR > 1 ? "\n" : "") FILENAME; head = 1; on = 0} !/^#/ {head = 0} \
+	  head && /^#   [1-3]  / {on = 1} head && /^#( [^ ]|$$)/ {on = 0} head && on {print substr($$0, 3)}' $(CLUSTER)
 
 # The lock is its own stamp: nothing happens while the copy in .venv equals it. pip brings uv, with the hash that the
 # same lock gives it, and uv brings the rest in a fraction of pip's time. Registries are what pip and uv are set up
@@ -67,7 +75,7 @@ bench: env ## measure what matters against a comparator; ARGS="knn cache" for so
 
 lock: env ## write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions allowed
 	@$(BIN)/uv pip compile --quiet $(ARGS) --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --python-version 3.11 --extra dev --custom-compile-command "make lock" pyproject.toml -o $(LOCK)
+	  --python-version 3.11 --extra dev --extra cluster --custom-compile-command "make lock" pyproject.toml -o $(LOCK)
 
 clean: ## remove .venv and every cache; studies in runs/ stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
