@@ -46,7 +46,7 @@ class Materials:
     absent); ``target_std_E`` and ``target_std_D`` are the deviations of pooled and token targets that put the
     alignment loss on a common scale. ``train_machine`` and ``train_noise`` are the clips that train.
     ``feature_RFM`` is None when the mixtures' features exceed ``scoring.feature_cache_gb``. ``reference`` holds the
-    tables of ``teacher`` and ``oracle``.
+    tables of ``teacher`` and, where mixtures are made here, ``oracle``.
     """
 
     corpus: Corpus
@@ -86,8 +86,11 @@ def prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materi
 
 
 def scoring_seed(trial: TrialConfig) -> int:
-    """Seed of the evaluation mixtures: one for the whole search, one per seed when confirming."""
-    return trial.seed if trial.split == "confirm" else trial.corpus.seed
+    """Seed of the evaluation mixtures: one for the whole search, one per seed when confirming.
+
+    Of recordings that are mixed already nothing is drawn, so that all seeds share their materials.
+    """
+    return trial.seed if trial.split == "confirm" and trial.corpus.year is None else trial.corpus.seed
 
 
 def _prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
@@ -136,8 +139,10 @@ class _Maker:
     ) -> None:
         self.corpus, self.plan, self.encoder, self.device = corpus, plan, encoder, device
         self.batch, self.oracle_lambda = trial.scoring.batch_size, trial.scoring.oracle_lambda
-        machines = corpus.select(role="machine", split="train", label="normal", name=corpus.roles.train)
-        self.machines = corpus.visible(machines, "search")
+        clips = corpus.select(
+            role="machine", split=("train", "supplemental"), label="normal", name=corpus.roles.train
+        )
+        self.machines = corpus.visible(clips, "search")
         self.noises = corpus.select(role="noise", split="train")
         if not len(self.machines) or not len(self.noises):
             lacking = "normal machine clips" if not len(self.machines) else "noise clips"
@@ -161,22 +166,22 @@ class _Maker:
 
     @torch.no_grad()
     def reference(self) -> Blocks:
-        """Tables (JSON in bytes) of the frozen teacher and of the oracle.
+        """Tables (JSON in bytes) of the frozen teacher and, where mixtures are made here, of the oracle.
 
         The oracle is kNN on the convex mix of clean and noise embeddings (arXiv 2510.25182, "embedding mixture").
         """
-        plan, share, encoder = self.plan, self.oracle_lambda, self.encoder
-        clean_NE = np.zeros((len(self.corpus.clips), encoder.embedding_size), np.float32)
-        for i in self._chunks(np.unique(np.concatenate([plan.clip_R, plan.noise_R]))):
-            clean_NE[i] = encoder.pool(self._tokens(i)).cpu().numpy()
+        plan, encoder = self.plan, self.encoder
         mixed = [
             encoder.pool(encoder.tokens(self._mixtures(r))).cpu()
             for r in self._chunks(np.arange(len(plan.clip_R)))
         ]
-        sides = {
-            "teacher": torch.cat(mixed).numpy(),
-            "oracle": share * clean_NE[plan.clip_R] + (1 - share) * clean_NE[plan.noise_R],
-        }
+        sides = {"teacher": torch.cat(mixed).numpy()}
+        if "oracle" in plan.evaluation.references:
+            clean_NE = np.zeros((len(self.corpus.clips), encoder.embedding_size), np.float32)
+            for i in self._chunks(np.unique(np.concatenate([plan.clip_R, plan.noise_R]))):
+                clean_NE[i] = encoder.pool(self._tokens(i)).cpu().numpy()
+            share = self.oracle_lambda
+            sides["oracle"] = share * clean_NE[plan.clip_R] + (1 - share) * clean_NE[plan.noise_R]
         tables = {
             name: score_plan(plan, self.corpus, emb_RE, num_bands=encoder.num_bands)
             for name, emb_RE in sides.items()

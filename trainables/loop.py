@@ -88,8 +88,7 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
         table = run.score(epoch)
         if rank == 0:
             scored = summarise(table, trial.scoring.backend)
-            metrics |= scored
-            metrics["gap_closed"] = gap_closed(scored, materials.reference, table, trial.scoring)
+            metrics |= scored | _gap(scored, materials.reference, table, trial.scoring)
             metrics["train_s"], metrics["scoring_s"] = trained - begun, time.perf_counter() - trained
             metrics["prepare_s"], prepare_s = prepare_s, 0.0
             num_examples = trial.training.steps_per_epoch * trial.training.batch_size
@@ -144,7 +143,7 @@ def reference_record(trial: TrialConfig, materials: Materials) -> Record:
         raise UserError(f"reference = {name!r}: allowed are {', '.join(materials.reference)}")
     table = materials.reference[str(name)]
     metrics = summarise(table, trial.scoring.backend)
-    metrics["gap_closed"] = gap_closed(metrics, materials.reference, table, trial.scoring)
+    metrics |= _gap(metrics, materials.reference, table, trial.scoring)
     return {"epoch": 1, "epochs": 1, "done": True, "metrics": metrics, "table": table}
 
 
@@ -163,6 +162,15 @@ def gap_closed(
     }
     gap = low["oracle"] - low["teacher"]
     return (scored[key] - low["teacher"]) / gap if gap > 0 else 0.0
+
+
+def _gap(
+    scored: dict[str, float], reference: dict[str, list[Row]], table: list[Row], scoring: ScoringConfig
+) -> dict[str, float]:
+    """``gap_closed`` as a metric, where there is an oracle."""
+    if "oracle" not in reference:
+        return {}
+    return {"gap_closed": gap_closed(scored, reference, table, scoring)}
 
 
 def _bare(record: Record) -> Record:

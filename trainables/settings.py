@@ -34,8 +34,12 @@ class CorpusConfig:
     ``kind`` is ``factory`` (built in, made from ``seed``), ``stems`` (clean machine and noise files listed by
     ``manifest``) or ``dcase`` (the official folders of ``year`` under ``root``). Clips are ``clip_s`` seconds
     at ``sample_rate_hz``. ``clips_per_machine`` scales the factory: the number of source normals in a bank.
-    ``channel`` of a file with several is ``first`` or ``mean``. ``allow_outside`` lets a manifest name files
-    that are not below its own folder (absolute paths, ``..``, links that lead out).
+    ``channel`` of a file with several is ``first``, ``mean`` or ``last``. ``allow_outside`` lets a manifest name
+    files that are not below its own folder (absolute paths, ``..``, links that lead out).
+
+    Of ``dcase`` alone: ``machines`` are those used, all of the year when empty; ``ground_truth`` is the file or
+    folder with the labels of the evaluation set; ``noise`` to train with is ``auto`` (the year's own where it has
+    any, else the factory's), ``supplemental``, ``factory``, a folder of wav files, or a stems manifest.
     """
 
     kind: str = "factory"
@@ -46,6 +50,9 @@ class CorpusConfig:
     manifest: str | None = None
     root: str | None = None
     year: int | None = None
+    machines: tuple[str, ...] = ()
+    ground_truth: str | None = None
+    noise: str = "auto"
     channel: str = "first"
     allow_outside: bool = False
 

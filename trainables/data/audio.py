@@ -26,7 +26,7 @@ from scipy.signal import firwin, resample_poly
 from trainables.errors import UserError
 from trainables.files import write_atomically
 
-CHANNELS = ("first", "mean")
+CHANNELS = ("first", "mean", "last")
 FADE_S = 0.05  # crossfade of a loop: longer than a cycle of the lowest machine tone that matters, about 20 Hz
 HALF_WIDTH = 64  # of the resampling filter, in samples of the lower rate
 END_TOLERANCE_S = 0.001  # an end_s written with three decimals may lie this far behind the last sample
@@ -75,7 +75,7 @@ def read(
 
     Args:
         start_s, end_s: the piece, in seconds of the file; to the end of the file when ``end_s`` is None.
-        channel: ``first``, or ``mean`` of all.
+        channel: ``first``, ``last``, or ``mean`` of all.
         least_s: how long the piece must be.
         name: stands for the path in messages.
 
@@ -106,7 +106,10 @@ def read(
             f"{name}: ends after {(first + len(wave_TC)) / audio.rate_hz:.3f} s although its header promises "
             f"{audio.duration_s:.3f} s; copy it again or remove it"
         )
-    wave_T = wave_TC.mean(axis=1, dtype=np.float64) if channel == "mean" else wave_TC[:, 0]
+    if channel == "mean":
+        wave_T = wave_TC.mean(axis=1, dtype=np.float64)
+    else:
+        wave_T = wave_TC[:, -1 if channel == "last" else 0]
     if not np.isfinite(wave_T).all():
         raise UserError(f"{name}: holds NaN or infinite samples; repair or remove the file")
     return np.asarray(resample(wave_T, audio.rate_hz, sample_rate_hz), np.float32)

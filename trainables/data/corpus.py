@@ -37,9 +37,11 @@ class Clip:
 
     role: ``machine`` or ``noise``. name: machine type or noise environment. kind: ``stationary`` or
     ``nonstationary`` (noise only). label: ``normal`` or ``anomaly``; domain: ``source`` or ``target``
-    (machines). split: ``train`` (banks and training) or ``test`` (queries; noise for scoring). recording:
-    clips that share one never fall on both sides of a drawn split, and intervals are clustered by it. origin:
-    file and piece it came from, for messages.
+    (machines). split: ``train`` (banks and training), ``test`` (queries; noise for scoring) or ``supplemental``
+    (training only). recording: clips that share one never fall on both sides of a drawn split, and intervals are
+    clustered by it. origin: file and piece it came from, for messages. section, attributes: what the challenge says
+    of a clip (``id_00`` or ``section_00``; ``vel_15``), empty where it says nothing; scoring reads neither, ``name``
+    is the machine's whole identity.
     """
 
     role: str
@@ -50,13 +52,20 @@ class Clip:
     kind: str = ""
     label: str = ""
     domain: str = ""
+    section: str = ""
+    attributes: str = ""
 
 
 class Source(Protocol):
-    """Lists clips and renders them. ``identity`` changes whenever a rendered sample could."""
+    """Lists clips and renders them. ``identity`` changes whenever a rendered sample could.
+
+    ``year`` is None where machine and noise are apart and are mixed here, else the challenge whose recordings these
+    are: mixed already, and scored as they are by that year's rule.
+    """
 
     clips: tuple[Clip, ...]
     roles: MachineRoles
+    year: int | None
     identity: str
     notes: tuple[str, ...]
 
@@ -98,7 +107,7 @@ class MachineRoles:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Clips and their waves [N, T] (float32, unit RMS, read-only), with the machines' roles."""
+    """Clips and their waves [N, T] (float32, unit RMS, read-only), with the machines' roles; ``year`` as in Source."""
 
     clips: tuple[Clip, ...]
     waves_NT: np.ndarray
@@ -106,6 +115,7 @@ class Corpus:
     sample_rate_hz: int
     digest: str
     notes: tuple[str, ...] = ()
+    year: int | None = None
 
     def select(self, **wanted: str | tuple[str, ...]) -> np.ndarray:
         """Indices of the clips whose fields equal (or are among) the wanted values, in corpus order."""
@@ -140,7 +150,11 @@ def open_source(config: CorpusConfig, cache_dir: Path | None = None) -> Source:
         from trainables.data.stems import stems_source
 
         return stems_source(config, cache_dir)
-    raise UserError(f"corpus.kind = {config.kind!r}: allowed are factory, stems")
+    if config.kind == "dcase":
+        from trainables.data.dcase import dcase_source
+
+        return dcase_source(config)
+    raise UserError(f"corpus.kind = {config.kind!r}: allowed are factory, stems, dcase")
 
 
 def open_corpus(
@@ -172,6 +186,7 @@ def open_corpus(
         sample_rate_hz=config.sample_rate_hz,
         digest=digest({"waves": key, "roles": roles}),
         notes=source.notes,
+        year=source.year,
     )
 
 

@@ -42,6 +42,7 @@ class FactorySource:
         self._config = config
         self.roles = MachineRoles(train=designs.TRAIN, search=designs.SEARCH, confirm=designs.CONFIRM)
         self.notes: tuple[str, ...] = ()
+        self.year: int | None = None
         self.identity = digest({"factory": REVISION, "seed": config.seed, "clips": config.clips_per_machine})
         self.clips = tuple(self._machine_clips() + self._noise_clips())
 

@@ -9,7 +9,7 @@ table prints.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -83,12 +83,14 @@ def _draw_noise(
     return drawn
 
 
-def machine_roles(clips: Sequence[Clip], seed: int) -> tuple[MachineRoles, list[str]]:
+def machine_roles(
+    clips: Sequence[Clip], seed: int, type_of: Callable[[str], str] = lambda name: name
+) -> tuple[MachineRoles, list[str]]:
     """Who trains, who is scored while searching, who once at the end, and sentences about it.
 
     Machines without anomalies train. With at least four others, two or 40% of them confirm and the rest
     search and train. With fewer, the test recordings of each are halved, and confirmation alone sees one
-    half.
+    half. Machines of one type (``type_of`` their name) are counted as one and stay together.
 
     Raises:
         UserError: no machine can be scored or none confirmed; a machine with anomalies but without normal
@@ -112,13 +114,15 @@ def machine_roles(clips: Sequence[Clip], seed: int) -> tuple[MachineRoles, list[
         raise UserError(
             "no machine can be scored: none has anomalies; add rows of a machine with label anomaly"
         )
-    if len(scored) < FEWEST_MACHINES:
+    types = sorted({type_of(name) for name in scored})
+    if len(types) < FEWEST_MACHINES:
         return _hold_out_recordings(clips, names, scored, seed, notes)
-    num_confirm = max(2, round(CONFIRM_SHARE * len(scored)))
-    order = _rng(seed, "roles").permutation(len(scored))
-    confirm = tuple(scored[i] for i in sorted(order[:num_confirm]))
-    search = tuple(scored[i] for i in sorted(order[num_confirm:]))
-    train = tuple(n for n in names if n not in confirm)
+    num_confirm = max(2, round(CONFIRM_SHARE * len(types)))
+    order = _rng(seed, "roles").permutation(len(types))
+    held = {types[i] for i in order[:num_confirm]}
+    confirm = tuple(n for n in scored if type_of(n) in held)
+    search = tuple(n for n in scored if type_of(n) not in held)
+    train = tuple(n for n in names if type_of(n) not in held)
     return MachineRoles(train=train, search=search, confirm=confirm), notes
 
 

@@ -59,6 +59,7 @@ class StemsSource:
 
     def __init__(self, config: CorpusConfig, cache_dir: Path | None = None) -> None:
         self._config = config
+        self.year: int | None = None
         rows = read_manifest(config.manifest)
         folder = Path(str(config.manifest)).resolve().parent
         paths = {row.path: _locate(row, folder, config.allow_outside) for row in rows}
@@ -66,53 +67,22 @@ class StemsSource:
         files = audio.survey(paths, index)
         refuse_overlaps(rows, paths, files)
         rows, copies = join_copies(rows, paths, files)
-        cut = [pair for row in draw_sides(rows, config.seed) for pair in self._cut(row, paths, files)]
-        self.clips: tuple[Clip, ...] = tuple(clip for clip, _ in cut)
-        self._pieces = [piece for _, piece in cut]
+        found = [
+            pair
+            for row in draw_sides(rows, config.seed)
+            for pair in cut(row, paths[row.path], files[row.path], config.clip_s)
+        ]
+        self.clips: tuple[Clip, ...] = tuple(clip for clip, _ in found)
+        self._pieces = [piece for _, piece in found]
         self.roles, notes = machine_roles(self.clips, config.seed)
         require_noise(self.clips)
         self.notes: tuple[str, ...] = (*notes, *copies, *self._notes())
         hash_of = {path: files[name].sha256 for name, path in paths.items()}
         facts = [
             [dataclasses.asdict(clip) | {"origin": hash_of[piece.path]}, piece.start_s, piece.end_s]
-            for clip, piece in cut
+            for clip, piece in found
         ]
         self.identity = digest({"stems": REVISION, "channel": config.channel, "clips": facts})
-
-    def _cut(
-        self, row: Row, paths: dict[str, Path], files: dict[str, audio.AudioFile]
-    ) -> Iterator[tuple[Clip, Piece]]:
-        facts, clip_s = files[row.path], self._config.clip_s
-        where = f"{row.where}: {row.path}"
-        first, last = audio.piece_frames(facts, row.start_s, row.end_s, where)
-        length_s = (last - first) / facts.rate_hz
-        num_clips = int((length_s + audio.END_TOLERANCE_S) / clip_s)
-        if row.role == "machine" and not num_clips:
-            raise UserError(
-                f"{where} is {length_s:.3f} s long where a machine clip needs corpus.clip_s = {clip_s:g} s; "
-                f"set corpus.clip_s to {math.floor(1000 * length_s) / 1000:g} or less, or remove the row"
-            )
-        if row.role == "noise" and length_s < SHORTEST_NOISE_S:
-            raise UserError(
-                f"{where} is {length_s:.3f} s long; noise shorter than corpus.clip_s is looped, from "
-                f"{SHORTEST_NOISE_S:g} s on; remove the row"
-            )
-        rest_s = length_s - num_clips * clip_s
-        looped = row.role == "noise" and (not num_clips or rest_s >= max(clip_s / 2, SHORTEST_NOISE_S))
-        for i in range(num_clips + looped):
-            start_s = row.start_s + i * clip_s
-            end_s = min(start_s + clip_s, last / facts.rate_hz)
-            clip = Clip(
-                role=row.role,
-                name=row.name,
-                split=row.split,
-                recording=row.recording,
-                origin=f"{row.path} [{_short(start_s)}-{_short(end_s)} s]",
-                kind=row.kind,
-                label=row.label,
-                domain=row.domain,
-            )
-            yield clip, Piece(path=paths[row.path], start_s=start_s, end_s=end_s, looped=i == num_clips)
 
     def _notes(self) -> Iterator[str]:
         for role, name in sorted({(c.role, c.name) for c in self.clips}):
@@ -148,20 +118,62 @@ class StemsSource:
 
     def render(self, index: int) -> np.ndarray:
         """Clip ``index`` as float32 [T] at the file's own level. Raises UserError naming the row's file."""
-        config, clip, piece = self._config, self.clips[index], self._pieces[index]
-        wave_T = audio.read(
-            piece.path,
-            sample_rate_hz=config.sample_rate_hz,
-            start_s=piece.start_s,
-            end_s=piece.end_s,
-            channel=config.channel,
-            name=clip.origin,
+        return render_piece(self._pieces[index], self._config, self.clips[index].origin)
+
+
+def cut(row: Row, path: Path, facts: audio.AudioFile, clip_s: float) -> Iterator[tuple[Clip, Piece]]:
+    """The clips of a row, whose file is ``path`` and has these ``facts``.
+
+    Raises:
+        UserError: a row that does not lie in its file, or is too short.
+    """
+    where = f"{row.where}: {row.path}"
+    first, last = audio.piece_frames(facts, row.start_s, row.end_s, where)
+    length_s = (last - first) / facts.rate_hz
+    num_clips = int((length_s + audio.END_TOLERANCE_S) / clip_s)
+    if row.role == "machine" and not num_clips:
+        raise UserError(
+            f"{where} is {length_s:.3f} s long where a machine clip needs corpus.clip_s = {clip_s:g} s; "
+            f"set corpus.clip_s to {math.floor(1000 * length_s) / 1000:g} or less, or remove the row"
         )
-        num_samples = round(config.clip_s * config.sample_rate_hz)
-        if piece.looped:
-            return audio.loop(wave_T, num_samples, round(audio.FADE_S * config.sample_rate_hz))
-        missing = num_samples - len(wave_T)
-        return np.pad(wave_T, (0, missing), mode="edge") if missing > 0 else wave_T[:num_samples]
+    if row.role == "noise" and length_s < SHORTEST_NOISE_S:
+        raise UserError(
+            f"{where} is {length_s:.3f} s long; noise shorter than corpus.clip_s is looped, from "
+            f"{SHORTEST_NOISE_S:g} s on; remove the row"
+        )
+    rest_s = length_s - num_clips * clip_s
+    looped = row.role == "noise" and (not num_clips or rest_s >= max(clip_s / 2, SHORTEST_NOISE_S))
+    for i in range(num_clips + looped):
+        start_s = row.start_s + i * clip_s
+        end_s = min(start_s + clip_s, last / facts.rate_hz)
+        clip = Clip(
+            role=row.role,
+            name=row.name,
+            split=row.split,
+            recording=row.recording,
+            origin=f"{row.path} [{_short(start_s)}-{_short(end_s)} s]",
+            kind=row.kind,
+            label=row.label,
+            domain=row.domain,
+        )
+        yield clip, Piece(path=path, start_s=start_s, end_s=end_s, looped=i == num_clips)
+
+
+def render_piece(piece: Piece, config: CorpusConfig, origin: str) -> np.ndarray:
+    """A piece as a clip, float32 [T], at the file's own level. Raises UserError that starts with ``origin``."""
+    wave_T = audio.read(
+        piece.path,
+        sample_rate_hz=config.sample_rate_hz,
+        start_s=piece.start_s,
+        end_s=piece.end_s,
+        channel=config.channel,
+        name=origin,
+    )
+    num_samples = round(config.clip_s * config.sample_rate_hz)
+    if piece.looped:
+        return audio.loop(wave_T, num_samples, round(audio.FADE_S * config.sample_rate_hz))
+    missing = num_samples - len(wave_T)
+    return np.pad(wave_T, (0, missing), mode="edge") if missing > 0 else wave_T[:num_samples]
 
 
 def _locate(row: Row, folder: Path, allow_outside: bool) -> Path:

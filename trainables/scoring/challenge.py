@@ -8,13 +8,13 @@ left out; an official score that needs such a cell raises ``UserError``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from trainables.errors import UserError
-from trainables.scoring.metrics import arithmetic_mean, as_labels, auc, harmonic_mean, pauc
+from trainables.scoring.metrics import arithmetic_mean, as_labels, auc, domain_scores, harmonic_mean, pauc
 
 YEARS = tuple(range(2020, 2027))
 # The 2020 machines do not share their split of ids: challenge description, data set section.
@@ -73,6 +73,34 @@ def official_2022(cells: Mapping[int, Mapping[str, float]]) -> float:
     The rule of every year since 2022 (overview of 2025, equations 2 to 4).
     """
     return harmonic_mean(_pick(cells, 2022))
+
+
+def year_scores(
+    scores_N: ArrayLike, is_anomaly_N: ArrayLike, is_target_N: ArrayLike, year: int | None
+) -> dict[str, float | None]:
+    """The cells and ``official`` of one scored unit (machine, id or section) by the rule of ``year``, in points.
+
+    2020: ``s_auc`` and ``pauc``. 2021: ``s_auc``, ``t_auc``, ``s_pauc`` and ``t_pauc``, each domain on its own.
+    Since 2022, and for mixtures made here (None): ``domain_scores``.
+
+    Raises:
+        UserError: a cell that the rule of 2021 needs lacks normals or anomalies; or as ``domain_scores``.
+    """
+    if year == 2021:
+        cells = section_cells(scores_N, is_anomaly_N, is_target_N)
+        _pick({0: cells}, 2021)
+        points: dict[str, float | None] = {name: 100 * cells[name] for name in _CELLS[2021]}
+        return {**points, "official": 100 * official_2021({0: cells})}
+    found = domain_scores(scores_N, is_anomaly_N, is_target_N)
+    if year != 2020:
+        return found
+    kept = {name: found[name] for name in ("s_auc", "pauc")}
+    return {**kept, "official": arithmetic_mean(v for v in kept.values() if v is not None)}
+
+
+def combine(cells: Iterable[float], year: int | None) -> float:
+    """``official`` over cells of many units: their harmonic mean, in 2020 the arithmetic one."""
+    return arithmetic_mean(cells) if year == 2020 else harmonic_mean(cells)
 
 
 def challenge_metrics(

@@ -6,6 +6,8 @@ none twice while segments last; each SNR band has a level per machine with a sma
 (Saengthong et al. 2025: target SNR set per machine, per-sample fluctuation kept). The ``mismatched`` subset costs
 nothing: it reads the bank of the non-stationary mixtures and the queries of the stationary ones.
 
+Recordings of a challenge are mixed already: their plan holds each clip once, as it is, in the subset ``recorded``.
+
 Shape legend: R mixtures (rows of the plan), E embedding.
 """
 
@@ -21,15 +23,11 @@ import numpy as np
 from trainables.data.corpus import Corpus
 from trainables.errors import UserError
 from trainables.scoring.backends import prepare, score
-from trainables.scoring.metrics import domain_scores, harmonic_mean
+from trainables.scoring.challenge import combine, year_scores
+from trainables.scoring.evaluation import CELLS, RECORDED, Evaluation, evaluation
 from trainables.settings import Band, digest
 
 KINDS = ("stationary", "nonstationary")
-SUBSETS: Mapping[str, tuple[str, str]] = {  # subset -> (noise of the bank, noise of the queries)
-    "stationary": ("stationary", "stationary"),
-    "nonstationary": ("nonstationary", "nonstationary"),
-    "mismatched": ("nonstationary", "stationary"),
-}
 REVISION = 3  # counts changes that alter which mixtures a seed draws
 SPREAD_DB = 1.0  # standard deviation of a clip's SNR around its machine's level
 Row = dict[str, Any]
@@ -39,8 +37,10 @@ Row = dict[str, Any]
 class Plan:
     """All mixtures of a grid: clip, noise segment (both indices into the corpus) and SNR in dB of each, [R].
 
-    ``cells`` maps (machine, kind of noise, band) to its rows, bank first, then queries; ``bank`` and ``queries``
-    map a machine to its clips in that order. ``digest`` is the identity of the mixtures.
+    A recording that is scored as it is has an infinite SNR, and itself in place of a noise segment. ``cells`` maps
+    (machine, kind of noise, band) to its rows, bank first, then queries; ``bank`` and ``queries`` map a machine to
+    its clips in that order. ``year`` is that of the challenge whose recordings these are, None for mixtures.
+    ``digest`` is the identity of the mixtures.
     """
 
     clip_R: np.ndarray
@@ -50,6 +50,8 @@ class Plan:
     bank: Mapping[str, np.ndarray]
     queries: Mapping[str, np.ndarray]
     bands: tuple[str, ...]
+    evaluation: Evaluation
+    year: int | None
     digest: str
 
     @property
@@ -66,7 +68,7 @@ class Plan:
 
 
 def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, Band]) -> Plan:
-    """Draw the grid of ``split`` (search or confirm).
+    """Draw the grid of ``split`` (search or confirm); of recordings nothing is drawn, and every seed gives the same.
 
     Args:
         bands_db: lowest and highest SNR of each band, in dB.
@@ -84,6 +86,9 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
     cells: dict[tuple[str, str, str], slice] = {}
     bank: dict[str, np.ndarray] = {}
     queries: dict[str, np.ndarray] = {}
+    recorded = corpus.year is not None
+    kinds = (RECORDED,) if recorded else KINDS
+    bands = {"": (np.inf, np.inf)} if recorded else bands_db
     order = np.random.default_rng([seed, 0]).permutation(len(machines))
     for position, machine in enumerate(machines):
         rng = np.random.default_rng([seed, 1, position])
@@ -99,17 +104,18 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
             )
         both = np.concatenate([bank[machine], queries[machine]])
         where = rng.random()  # for both kinds: where environments come in pairs, a machine stays in its place
-        for kind in KINDS:
-            noise = _segments(corpus, kind, len(both), where, rng)
-            for band, (low, high) in bands_db.items():
+        for kind in kinds:
+            noise = both if recorded else _segments(corpus, kind, len(both), where, rng)
+            for band, (low, high) in bands.items():
                 # levels spread evenly over the band, in another order for every seed
-                level = low + (high - low) * (order[position] + 0.5) / len(machines)
+                level = low if recorded else low + (high - low) * (order[position] + 0.5) / len(machines)
                 snr = np.clip(level + SPREAD_DB * rng.standard_normal(len(both)), low, high)
                 clips.append(both)
                 noises.append(noise)
                 snrs.append(snr)
                 cells[machine, kind, band] = slice(start, start + len(both))
                 start += len(both)
+    drawn = {} if recorded else {"seed": seed, "bands": bands_db}
     return Plan(
         clip_R=np.concatenate(clips),
         noise_R=np.concatenate(noises),
@@ -117,10 +123,10 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
         cells=cells,
         bank=bank,
         queries=queries,
-        bands=tuple(bands_db),
-        digest=digest(
-            {"corpus": corpus.digest, "split": split, "seed": seed, "bands": bands_db, "revision": REVISION}
-        ),
+        bands=tuple(bands),
+        evaluation=evaluation(corpus.year, bands_db),
+        year=corpus.year,
+        digest=digest({"corpus": corpus.digest, "split": split, **drawn, "revision": REVISION}),
     )
 
 
@@ -153,7 +159,8 @@ def score_plan(
     """The table of a grid: one row per machine, subset, band and back end.
 
     A row holds these four names, and ``s_auc``, ``t_auc``, ``pauc`` and ``official`` in points; a metric is None
-    for a domain without clips.
+    for a domain without clips. A row of recordings has an empty band, the ``year`` of the challenge, and the metrics
+    that the rule of that year combines (``challenge.year_scores``).
 
     Args:
         emb_RE: embeddings [R, E], at least the rows of ``machines`` filled.
@@ -164,38 +171,47 @@ def score_plan(
         UserError: an unknown back end, or embeddings that are not finite.
     """
     table: list[Row] = []
+    subsets = plan.evaluation.subsets
+    kinds = tuple(dict.fromkeys(of_bank for of_bank, _ in subsets.values()))
+    fixed = {} if plan.year is None else {"year": plan.year}
     for machine in machines or plan.machines:
         bank, queries = plan.bank[machine], plan.queries[machine]
         is_target_N = np.array([corpus.clips[i].domain == "target" for i in bank])
         is_target_Q = np.array([corpus.clips[i].domain == "target" for i in queries])
         is_anomaly_Q = np.array([corpus.clips[i].label == "anomaly" for i in queries])
         scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        for bank_kind, band in itertools.product(KINDS, plan.bands):
+        for bank_kind, band in itertools.product(kinds, plan.bands):
             bank_NE = emb_RE[plan.cells[machine, bank_kind, band]][: len(bank)]
             prepared = prepare(bank_NE, is_target_N, num_bands, backends)  # once for all subsets that read it
-            for subset, (of_bank, of_queries) in SUBSETS.items():
+            for subset, (of_bank, of_queries) in subsets.items():
                 if of_bank == bank_kind:
                     query_QE = emb_RE[plan.cells[machine, of_queries, band]][len(bank) :]
                     scores[subset, band] = score(prepared, query_QE, backends)
-        for subset, band in itertools.product(SUBSETS, plan.bands):
+        for subset, band in itertools.product(subsets, plan.bands):
+            cell = {"machine": machine, "subset": subset, "band": band, **fixed}
             for name, score_Q in scores[subset, band].items():
-                result = domain_scores(score_Q, is_anomaly_Q, is_target_Q)
-                table.append({"machine": machine, "subset": subset, "band": band, "backend": name, **result})
+                result = year_scores(score_Q, is_anomaly_Q, is_target_Q, plan.year)
+                table.append({**cell, "backend": name, **result})
     return table
 
 
 def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
     """Headline metrics of one back end, in points: ``official``, ``<subset>/official``, ``<band>/official`` and
-    ``<subset>/<band>/official``.
+    ``<subset>/<band>/official``; of recordings, which have no bands, the first two.
 
-    Each is one harmonic mean over every AUC and pAUC of its cells (DCASE 2025 Task 2 overview, eq. 4); a domain
-    without clips has none.
+    Each is one harmonic mean over every AUC and pAUC of its cells (DCASE 2025 Task 2 overview, eq. 4; of recordings
+    of 2020, the arithmetic mean); a domain without clips has none.
     """
-    rows = [r for r in table if r["backend"] == backend]
     groups: dict[str, list[float]] = {}
-    for row in rows:
-        values = [row[k] for k in ("s_auc", "t_auc", "pauc") if row[k] is not None]
-        keys = ("official", f"{row['subset']}/official", f"{row['band']}/official")
-        for key in (*keys, f"{row['subset']}/{row['band']}/official"):
-            groups.setdefault(key, []).extend(values)
-    return {key: harmonic_mean(values) for key, values in groups.items()}
+    year = None
+    for row in table:
+        if row["backend"] != backend:
+            continue
+        year = row.get("year")
+        values = [row[k] for k in CELLS if row.get(k) is not None]
+        names = [(), (row["subset"],)]
+        if row["band"]:
+            names += [(row["band"],), (row["subset"], row["band"])]
+        for name in names:
+            groups.setdefault("/".join((*name, "official")), []).extend(values)
+    return {key: combine(values, year) for key, values in groups.items()}

@@ -174,7 +174,7 @@ def test_paths_stay_in_the_manifests_folder_unless_allowed(plant, refusal, how: 
 
 
 def test_an_unknown_channel(plant, refusal) -> None:
-    with refusal("corpus.channel = 'right'", "first, mean"):
+    with refusal("corpus.channel = 'right'", "first, mean, last"):
         stems_source(plant.config(channel="right"))
 
 

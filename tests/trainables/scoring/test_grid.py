@@ -12,7 +12,9 @@ from trainables.data.corpus import Clip, Corpus, MachineRoles
 from trainables.errors import UserError
 from trainables.scoring import grid
 from trainables.scoring.backends import backends, score_all
-from trainables.scoring.grid import KINDS, SUBSETS, make_plan, score_plan, summarise
+from trainables.scoring.challenge import challenge_metrics
+from trainables.scoring.evaluation import SUBSETS, evaluation
+from trainables.scoring.grid import KINDS, make_plan, score_plan, summarise
 from trainables.scoring.metrics import domain_scores, harmonic_mean
 
 BANDS = {"low": (-10.0, 0.0), "mid": (0.0, 15.0), "high": (15.0, 30.0)}
@@ -248,3 +250,67 @@ def test_what_cannot_be_scored_is_refused_by_name():
     plan = plan_of(made)
     with pytest.raises(UserError, match="knn0"):
         score_plan(plan, made, embeddings(plan), num_bands=1, backends=("knn0",))
+
+
+# -- recordings that are mixed already --------------------------------------------------------------------------------
+
+
+def recorded(year, *, machines=("fan/id_00", "fan/id_02", "saw/id_00")):
+    made = corpus(machines=machines, domains=("source",) if year == 2020 else ("source", "target"))
+    return Corpus(
+        clips=tuple(c for c in made.clips if c.role == "machine"),
+        waves_NT=made.waves_NT,
+        roles=made.roles,
+        sample_rate_hz=1,
+        digest="d",
+        year=year,
+    )
+
+
+@pytest.mark.parametrize("year", [2020, 2021, 2022, 2026])
+def test_recordings_are_scored_once_as_they_are_by_the_rule_of_their_year(year):
+    made = recorded(year)
+    plan = plan_of(made)
+    assert plan.digest == plan_of(made, seed=5).digest != plan_of(made, split="confirm").digest
+    assert len(plan.clip_R) == sum(len(plan.bank[m]) + len(plan.queries[m]) for m in plan.machines)
+    assert np.array_equal(plan.clip_R, plan.noise_R)
+    assert np.isposinf(plan.snr_db_R).all()
+    emb = embeddings(plan)
+    table = score_plan(plan, made, emb, num_bands=1, backends=NAMES)
+    assert [(r["machine"], r["subset"], r["band"], r["year"]) for r in table[::2]] == [
+        (machine, "recorded", "", year) for machine in plan.machines
+    ]
+    # by way of the toolkit's names, whose parity is golden
+    found = []
+    for section, machine in enumerate(plan.machines):
+        rows = emb[plan.cells[machine, "recorded", ""]]
+        bank, queries = plan.bank[machine], plan.queries[machine]
+        is_target = [np.array([made.clips[i].domain == "target" for i in part]) for part in (bank, queries)]
+        is_anomaly = np.array([made.clips[i].label == "anomaly" for i in queries])
+        scores = score_all(rows[: len(bank)], is_target[0], rows[len(bank) :], names=("knn1",))["knn1"]
+        found.append((scores, is_anomaly, is_target[1], np.full(len(queries), 2 * section)))
+    scores, is_anomaly, is_target, sections = (np.concatenate(part) for part in zip(*found, strict=True))
+    rule = min(year, 2022)  # under the names of 2022 sections are joined as machines are since
+    known = challenge_metrics(scores, is_anomaly, is_target, sections, year=rule, machine="fan")
+    summary = summarise(table, "knn1")
+    assert summary.keys() == {"official", "recorded/official"}
+    assert summary["official"] == summary["recorded/official"]
+    assert summary["official"] == pytest.approx(100 * known[f"dev_official{rule % 100}"], abs=1e-9)
+    names = {
+        2020: {"s_auc": "s_auc", "pauc": "s_pauc"},
+        2021: {k: k for k in ("s_auc", "t_auc", "s_pauc", "t_pauc")},
+    }
+    pairs = names.get(year, {"s_auc": "smix_auc", "t_auc": "tmix_auc", "pauc": "mix_pauc"})
+    row = table[0]
+    assert set(evaluation(year, BANDS).metrics) == set(pairs)
+    for ours, theirs in pairs.items():
+        assert row[ours] == pytest.approx(100 * known[f"0_{theirs}"], abs=1e-9)
+    assert {key for key in row if key.endswith("auc")} == set(pairs)
+
+
+def test_what_is_evaluated_follows_the_year():
+    mixed, old, new = evaluation(None, BANDS), evaluation(2020, BANDS), evaluation(2024, BANDS)
+    assert (mixed.mixed, mixed.focus, mixed.bands) == (True, "low", ("low", "mid", "high"))
+    assert (new.mixed, new.focus, new.bands, new.references) == (False, "", (), ("teacher",))
+    assert mixed.references == ("teacher", "oracle")
+    assert (old.harmonic, new.harmonic) == (False, True)
