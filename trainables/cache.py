@@ -109,7 +109,7 @@ def _prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Mater
     if maker.feature_gb() > trial.scoring.feature_cache_gb:
         del parts["features"]
     paths = {name: cache_dir / f"{name}-{key}.npy" for name, (_, key) in parts.items()}
-    made = _make_all({paths[name]: make for name, (make, _) in parts.items()})
+    made = make_all({paths[name]: make for name, (make, _) in parts.items()})
     row = np.full(len(corpus.clips), -1)
     row[maker.training] = np.arange(len(maker.training))
     targets = made[paths["targets"]]
@@ -212,7 +212,7 @@ def mixture_features(
     return encoder.features(mix(machine_RT, noise_RT, torch.from_numpy(plan.snr_db_R[rows]).to(device)))
 
 
-def _make_all(makers: dict[Path, Callable[[], Blocks]]) -> dict[Path, np.ndarray]:
+def make_all(makers: dict[Path, Callable[[], Blocks]]) -> dict[Path, np.ndarray]:
     """Each file's array, computing those that are missing or damaged; skips to the next while another computes."""
     made: dict[Path, np.ndarray] = {}
     waiting = False
