@@ -82,8 +82,8 @@ def test_one_pass_serves_every_layer_and_pooling(trial, cache_dir, tmp_path, mon
 def test_what_the_encoder_lacks_is_refused(trial, cache_dir):
     with pytest.raises(UserError, match=r"encoder.layer = 5: tiny has layers 1 to 4"):
         ask(trial, cache_dir, layer=5)
+    bad = replace(trial, scoring=replace(trial.scoring, backend="knn7"))
     with pytest.raises(UserError, match=r"scoring.backend = 'knn7'"):
-        bad = replace(trial, scoring=replace(trial.scoring, backend="knn7"))
         list(layers.probe(bad, cache_dir=cache_dir))
 
 
