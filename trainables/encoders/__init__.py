@@ -11,6 +11,7 @@ from types import MappingProxyType
 ENCODERS: Mapping[str, str] = MappingProxyType(  # encoder.name -> module
     {
         "tiny": "trainables.encoders.tiny",
+        "beats": "trainables.encoders.beats",
         "wav2vec2_base": "trainables.encoders.wav2vec",
         "wav2vec2_large": "trainables.encoders.wav2vec",
         "wav2vec2_large_lv60k": "trainables.encoders.wav2vec",

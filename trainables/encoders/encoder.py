@@ -45,6 +45,7 @@ class Backbone(nn.Module):
     feature_digest: str
     blocks: nn.ModuleList
     features: nn.Module  # wave_BT of unit RMS -> standardised feature_BFM
+    source: str = ""  # one line for people: which weights these are
     recompute: bool = False  # activations of blocks in the backward pass: less memory, a third more time
 
     def tokens_per_layer(self, feature_BFM: Tensor, layers: Sequence[int]) -> list[Tensor]:

@@ -1,0 +1,85 @@
+"""Kaldi's log-mel filterbank for whole batches, on the device of its input: wave_BT -> feature_BFM.
+
+What BEATs, AST and their kin hear: frames of 25 ms every 10 ms, the mean of each removed, pre-emphasis 0.97, a povey
+(or Hann) window, the power spectrum of 512 points, triangular filters on the mel scale from 20 Hz to half the sample
+rate, natural logarithm with float32's epsilon as floor, no dither, only whole frames. Equal to
+``torchaudio.compliance.kaldi.fbank`` of each clip; gradients flow to the waveform.
+
+On a CPU frames are worked through in blocks that stay in its cache: fresh memory costs more than the arithmetic.
+
+Shape legend: B batch, T samples, F frames, S samples of a frame, K frequency bins, M mel bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PREEMPHASIS = 0.97
+LOW_HZ = 20.0
+BLOCK = 512  # frames at a time on a CPU: 1 MB each time they are written
+NUM_GROUPS = 4  # of neighbouring filters; each group multiplies only the frequency bins that it covers
+WINDOWS = {"povey": 0.85, "hann": 1.0}  # exponent of the symmetric Hann window
+
+
+class KaldiFilterbank(nn.Module):
+    """``(log-mel(scale * wave) - mean) / divisor``: wave_BT -> feature_BFM, F = 1 + (T - S) // hop.
+
+    Args:
+        scale: Kaldi counts samples as 16-bit integers, so audio in [-1, 1] wants 2^15.
+        mean, divisor: of the log-mel values that a model was pre-trained with.
+    """
+
+    window: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_mels: int = 128,
+        sample_rate_hz: int = 16_000,
+        scale: float = 2.0**15,
+        mean: float = 0.0,
+        divisor: float = 1.0,
+        window: str = "povey",
+    ) -> None:
+        super().__init__()
+        from torchaudio.compliance.kaldi import get_mel_banks
+
+        self.size, self.hop = sample_rate_hz * 25 // 1000, sample_rate_hz * 10 // 1000
+        self.num_points = 1 << (self.size - 1).bit_length()
+        self.mean, self.divisor = mean, divisor
+        shape = torch.hann_window(self.size, periodic=False).pow(WINDOWS[window])
+        self.register_buffer("window", scale * shape, persistent=False)
+        limits_hz = (
+            LOW_HZ,
+            0.0,
+            100.0,
+            -500.0,
+        )  # 0 is half the sample rate; the last two say where to warp, if so
+        filters_MK, _ = get_mel_banks(num_mels, self.num_points, float(sample_rate_hz), *limits_hz, 1.0)
+        filters_KM = functional.pad(filters_MK, (0, 1)).T  # none covers half the sample rate itself
+        self.bins: list[slice] = []  # that each group of filters covers
+        for number, filters_KG in enumerate(filters_KM.chunk(NUM_GROUPS, 1)):
+            covered = filters_KG.any(1).nonzero().flatten().tolist() or [0]
+            self.bins.append(slice(covered[0], covered[-1] + 1))
+            self.register_buffer(f"filters{number}", filters_KG[self.bins[-1]].contiguous(), persistent=False)
+
+    def forward(self, wave_BT: Tensor) -> Tensor:
+        """Raises ValueError for clips shorter than one frame."""
+        if wave_BT.shape[-1] < self.size:
+            raise ValueError(f"{wave_BT.shape[-1]} samples: at least {self.size} make a frame")
+        frames_BFS = wave_BT.unfold(-1, self.size, self.hop)
+        count = max(1, BLOCK // len(wave_BT)) if wave_BT.device.type == "cpu" else frames_BFS.shape[1]
+        with torch.autocast(wave_BT.device.type, enabled=False):
+            return torch.cat([self._log_mel(block) for block in frames_BFS.split(count, 1)], 1)
+
+    def _log_mel(self, frames_BFS: Tensor) -> Tensor:
+        level = frames_BFS - frames_BFS.mean(-1, keepdim=True)
+        # the window's first value is 0, and with it the sample that has none before it
+        sharp = (level[..., 1:] - PREEMPHASIS * level[..., :-1]) * self.window[1:]
+        spectrum = torch.fft.rfft(functional.pad(sharp, (1, self.num_points - self.size)))
+        power_BFK = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+        groups = [power_BFK[..., at] @ getattr(self, f"filters{i}") for i, at in enumerate(self.bins)]
+        log_mel = torch.cat(groups, -1).clamp_min(torch.finfo(torch.float32).eps).log()
+        return (log_mel - self.mean) / self.divisor
