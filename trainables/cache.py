@@ -60,6 +60,9 @@ class Materials:
     feature_RFM: np.ndarray | None
     reference: dict[str, list[Row]]
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Materials:
+        return self  # a copy of a system (the mean of its weights) reads the same materials
+
     def wave(self, index: np.ndarray, device: torch.device) -> Tensor:
         """Waves [B, T] of some clips on a device."""
         return torch.from_numpy(self.corpus.waves_NT[index]).to(device, non_blocking=True)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from trainables.cache import Materials, mixture_features, prepare
 from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
@@ -177,6 +178,21 @@ def _bare(record: Record) -> Record:
     return {key: record[key] for key in ("epoch", "epochs", "done")}
 
 
+def _running_mean(system: nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential mean of a module's weights over steps (Polyak averaging), None for a decay of 0.
+
+    Until ``1 / (1 - decay)`` steps are done it is the plain mean, so that it does not hang on to the start.
+    """
+    if not decay:
+        return None
+
+    @torch.no_grad()
+    def update(mean: Any, current: Any, num_averaged: Any) -> None:
+        torch._foreach_lerp_(mean, current, max(1 - decay, 1 / (int(num_averaged) + 1)))
+
+    return AveragedModel(system, multi_avg_fn=update)
+
+
 class _Run:
     """The moving parts of one trial: student, weighting, optimizer and curriculum, and how they are saved."""
 
@@ -188,6 +204,9 @@ class _Run:
         self.system = SYSTEMS[trial.system](load_encoder(trial.encoder), materials, trial).to(device)
         # beside the model and outside DDP: it agrees with the other ranks by itself
         self.weighting = loss_weighting(trial.params, self.system.losses).to(device)
+        # what is scored and saved: the running mean of the weights where there is one
+        self.averaged = _running_mean(self.system, trial.training.ema_decay)
+        self.judged: Retain = self.averaged.module if self.averaged is not None else self.system  # type: ignore[assignment]
         self.model: nn.Module = self.system
         if world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.system)
@@ -228,6 +247,8 @@ class _Run:
             total.backward()
             nn.utils.clip_grad_norm_(self.learned, CLIP_NORM)
             self.optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.system)
             for name, value in {**means, "total": total}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
             weight = dict(zip(weighting.names, weighting.current().detach(), strict=True))
@@ -264,14 +285,14 @@ class _Run:
     @torch.no_grad()
     def embed(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings [R, E] of the plan's mixtures, the given rows filled; ranks share the work."""
-        self.model.eval()
+        self.judged.eval()
         size = self.system.encoder.embedding_size
         full = torch.zeros(len(self.materials.plan.clip_R), size)
         mine = rows[self.rank :: self.world]
         for i in range(0, len(mine), self.trial.scoring.batch_size):
             part = mine[i : i + self.trial.scoring.batch_size]
             with self._autocast():
-                full[part] = self.system.embed(self._features(part)).float().cpu()
+                full[part] = self.judged.embed(self._features(part)).float().cpu()
         if self.world > 1:
             full = full.to(self.device)
             dist.all_reduce(full)  # every row was filled by one rank only
@@ -293,7 +314,7 @@ class _Run:
         if folder is None:
             return
         if self.rank == 0:
-            parts = {"model": self.system.state_dict(), "weighting": self.weighting.state_dict()}
+            parts = {name: module.state_dict() for name, module in self._saved().items()}
             tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
             state = {"record": record, "curriculum": self.system.curriculum.state_dict()}
             save_checkpoint(folder, self.epoch, tensors | pack_optimizer(self.optimizer), state)
@@ -306,7 +327,7 @@ class _Run:
         if found is None:
             return None
         tensors, state = found
-        for part, module in {"model": self.system, "weighting": self.weighting}.items():
+        for part, module in self._saved().items():
             start = f"{part}."
             module.load_state_dict(
                 {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
@@ -314,8 +335,15 @@ class _Run:
         unpack_optimizer(self.optimizer, tensors)
         self.system.curriculum.load_state_dict(state["curriculum"])
         self.epoch = int(state["epoch"])
+        if self.averaged is not None:
+            self.averaged.n_averaged.fill_(self.epoch * self.trial.training.steps_per_epoch)
         record: Record = state["record"]
         return _bare(record) if self.rank else record
+
+    def _saved(self) -> dict[str, nn.Module]:
+        """The parts of a checkpoint; ``model`` is the student that was scored, ``moving`` the one in training."""
+        parts: dict[str, nn.Module] = {"model": self.judged, "weighting": self.weighting}
+        return parts if self.averaged is None else parts | {"moving": self.system}
 
     def _features(self, rows: np.ndarray) -> Tensor:
         if self.materials.feature_RFM is not None:

@@ -75,13 +75,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long and how a student is trained. ``batch_size`` is global: ranks share it evenly."""
+    """How long and how a student is trained. ``batch_size`` is global: ranks share it evenly.
+
+    What is scored and saved is the mean of the student's weights over its last ``1 / (1 - ema_decay)`` steps or so
+    (exponential moving average); 0 scores the weights of the last step.
+    """
 
     epochs: int = 6
     steps_per_epoch: int = 40
     batch_size: int = 32
     weight_decay: float = 0.01
     warmup_fraction: float = 0.1
+    ema_decay: float = 0.99
     precision: str = "float32"
     device: str = "auto"
     threads: int = 1
@@ -126,6 +131,7 @@ LIMITS: Mapping[str, Band] = {
     "training.batch_size": (1, 1e6),
     "training.weight_decay": (0, 1e3),
     "training.warmup_fraction": (0, 1),
+    "training.ema_decay": (0, 0.9999),
     "training.threads": (1, 1e4),
     "scoring.oracle_lambda": (0, 1),
     "scoring.machines_early": (0, 1e6),

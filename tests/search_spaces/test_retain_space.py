@@ -109,7 +109,7 @@ def test_recipes_are_the_published_ones():
         name: (r["lambda_value"], r["snr_db"], r["w_tag"], r["w_mix"]) for name, r in RECIPES.items()
     }
     assert published == {
-        PAPER: (0.5, 0.0, 1.0, 1.0),
+        PAPER: (0.5, 0.0, 0.1, 1.0),
         "alignment": (0.5, 0.0, 0.0, 1.0),
         "tagging": (0.5, 0.0, 1.0, 0.0),
         "denoising": (1.0, 0.0, 0.0, 1.0),
@@ -142,8 +142,8 @@ def test_every_value_is_described_in_one_line(sampled):
 def test_labels(sampled):
     assert describe(RECIPES[PAPER]) == "constant / fixed / fixed"
     assert explain(RECIPES[PAPER]) == (
-        "lambda 0.5; training SNR 0 dB; tagging : alignment 1 : 1; learning rate 0.002; tokens alignment; "
-        "masks up to 10% of time, 10% of mel bands"
+        "lambda 0.5; training SNR 0 dB; tagging : alignment 0.1 : 1; learning rate 0.002; tokens alignment; "
+        "masks up to 10% of time, 0% of mel bands"
     )
     assert "tagging alone" in explain(RECIPES["tagging"])
     assert "alignment alone" in explain(RECIPES["alignment"])

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from trainables import cache
 from trainables.data.corpus import open_corpus
@@ -129,3 +131,22 @@ def test_check_trial_names_the_value(changes, world, words, small_trial):
         check_trial(replace(small_trial("retain"), **changes), world)
     assert words in str(caught.value)
     check_trial(small_trial("retain"), 2)
+
+
+def test_the_mean_of_the_weights_is_what_is_scored(small_trial, cache_dir, tmp_path):
+    def weights(ema_decay, steps):
+        trial = small_trial("retain", epochs=1, steps_per_epoch=steps)
+        trial = replace(trial, training=replace(trial.training, ema_decay=ema_decay))
+        folder = tmp_path / f"{ema_decay}-{steps}"
+        list(train(trial, cache_dir=cache_dir, checkpoint_dir=folder))
+        (file,) = folder.glob("*.safetensors")
+        return load_file(file)
+
+    last, mean = weights(0.0, 3), weights(0.5, 3)
+    name = "model.encoder.backbone.embed.weight"
+    moving = name.replace("model", "moving", 1)
+    assert moving not in last
+    torch.testing.assert_close(mean[moving], last[name])  # training itself does not change
+    assert not torch.allclose(mean[name], last[name])
+    # with a decay near 1 and few steps: the plain mean of what the steps gave
+    assert (mean[name] - last[name]).abs().max() < (weights(0.9999, 3)[name] - last[name]).abs().max()

@@ -59,7 +59,9 @@ def test_one_record_for_each_epoch(system, small_trial, cache_dir):
         names = {f"{s}/{b}/official" for s in SUBSETS for b in BANDS}
         names |= {f"{part}/official" for part in (*SUBSETS, *BANDS)} | {"official"}
         metrics = record["metrics"]
-        assert all(0 < metrics[name] <= 100 for name in names)
+        # a few clips can all be ranked the wrong way round in a cell, which makes its harmonic mean 0
+        assert all(0 <= metrics[name] <= 100 for name in names)
+        assert metrics["high/official"] > 0
         assert {"gap_closed", "loss_total", "train_s", "scoring_s", "epoch_s", "examples_per_s"} < set(
             metrics
         )
