@@ -75,7 +75,7 @@ bench: env ## measure what matters against a comparator; ARGS="knn cache" for so
 
 lock: env ## write requirements.lock from pyproject.toml; ARGS=--upgrade takes the newest versions allowed
 	@$(BIN)/uv pip compile --quiet $(ARGS) --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --python-version 3.11 --extra dev --extra cluster --custom-compile-command "make lock" pyproject.toml -o $(LOCK)
+	  --python-version 3.11 --extra dev --extra cluster --extra hf --custom-compile-command "make lock" pyproject.toml -o $(LOCK)
 
 clean: ## remove .venv and every cache; studies in runs/ stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -23,5 +23,8 @@ ENCODERS: Mapping[str, str] = MappingProxyType(  # encoder.name -> module
         "wavlm_base": "trainables.encoders.wav2vec",
         "wavlm_base_plus": "trainables.encoders.wav2vec",
         "wavlm_large": "trainables.encoders.wav2vec",
+        "ast": "trainables.encoders.hf",
+        "data2vec_base": "trainables.encoders.hf",
+        "data2vec_large": "trainables.encoders.hf",
     }
 )
