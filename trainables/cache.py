@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -204,9 +205,15 @@ class _Maker:
         return (index[i : i + self.batch] for i in range(0, len(index), self.batch))
 
 
+class Frontend(Protocol):
+    """What makes features of waves: an encoder, or whatever else listens to a plan's mixtures."""
+
+    def features(self, wave_BT: Tensor) -> Tensor: ...
+
+
 @torch.no_grad()
 def mixture_features(
-    corpus: Corpus, plan: Plan, rows: np.ndarray, encoder: Encoder, device: torch.device
+    corpus: Corpus, plan: Plan, rows: np.ndarray, encoder: Frontend, device: torch.device
 ) -> Tensor:
     """Features [R, F, M] of some evaluation mixtures; ``rows`` index the plan."""
     machine_RT, noise_RT = (

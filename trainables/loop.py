@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from trainables.autoencoder import HEADLINE, autoencoder_table
 from trainables.cache import Materials, mixture_features, prepare
 from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from trainables.encoders.encoder import load_encoder
@@ -39,6 +40,7 @@ from trainables.settings import ScoringConfig, TrialConfig, check_limits
 # ``curriculum``; ``draws`` an epoch's batches; ``forward(draw, rank, world)`` gives the losses of this rank's
 # examples; ``embed`` turns features into what is scored.
 SYSTEMS = {"retain": Retain}
+AUTOENCODER = "autoencoder"  # the challenge's baseline: its own detector, and no student
 CLIP_NORM = 1.0  # largest norm of a step's gradient
 LEARNING_RATE = Number(0, 1, above=True)
 Record = dict[str, Any]
@@ -78,6 +80,12 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
         record = reference_record(trial, materials)
         yield _bare(record) if rank else record
         return
+    if trial.system == AUTOENCODER:
+        bare = {"epoch": 1, "epochs": 1, "done": True}
+        yield (
+            bare if rank else bare | autoencoder_record(trial, materials, device)
+        )  # of which one rank is enough
+        return
     run = _Run(trial, materials, device, rank, world)
     first = run.restore(checkpoint_dir)
     if first is not None:
@@ -107,7 +115,7 @@ def check_trial(trial: TrialConfig, world: int = 1) -> None:
         UserError: a system, precision, back end or device that does not exist, or a number out of its range.
     """
     check_limits(trial)
-    known = (*SYSTEMS, "frozen")
+    known = (*SYSTEMS, "frozen", AUTOENCODER)
     if trial.system not in known:
         raise UserError(f"system = {trial.system!r}: allowed are {', '.join(known)}")
     if trial.scoring.backend not in backends():
@@ -116,7 +124,7 @@ def check_trial(trial: TrialConfig, world: int = 1) -> None:
         raise UserError(
             f"training.batch_size = {trial.training.batch_size}: {world} workers need a multiple of {world}"
         )
-    if trial.system != "frozen":
+    if trial.system in SYSTEMS:
         LEARNING_RATE.read("learning_rate", trial.params.get("learning_rate"))
 
 
@@ -146,6 +154,15 @@ def reference_record(trial: TrialConfig, materials: Materials) -> Record:
     metrics = summarise(table, trial.scoring.backend)
     metrics |= _gap(metrics, materials.reference, table, trial.scoring)
     return {"epoch": 1, "epochs": 1, "done": True, "metrics": metrics, "table": table}
+
+
+def autoencoder_record(trial: TrialConfig, materials: Materials, device: torch.device) -> Record:
+    """Metrics and table of the challenge's autoencoder on the trial's grid, trained with the trial's seed."""
+    begun = time.perf_counter()
+    table, losses = autoencoder_table(materials.corpus, materials.plan, seed=trial.seed, device=device)
+    metrics = summarise(table, HEADLINE)
+    metrics |= _gap(metrics, materials.reference, table, trial.scoring)
+    return {"metrics": metrics | losses | {"autoencoder_s": time.perf_counter() - begun}, "table": table}
 
 
 def gap_closed(

@@ -14,7 +14,7 @@ Shape legend: R mixtures (rows of the plan), E embedding.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ KINDS = ("stationary", "nonstationary")
 REVISION = 3  # counts changes that alter which mixtures a seed draws
 SPREAD_DB = 1.0  # standard deviation of a clip's SNR around its machine's level
 Row = dict[str, Any]
+Detector = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # rows of queries -> scores by back end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,11 @@ class Plan:
     def machines(self) -> tuple[str, ...]:
         """The machines that are scored, in plan order."""
         return tuple(self.bank)
+
+    def cell(self, machine: str, kind: str, band: str) -> np.ndarray:
+        """Indices of the rows of one cell, bank first, then queries."""
+        rows = self.cells[machine, kind, band]
+        return np.arange(rows.start, rows.stop)
 
     def rows(self, machines: Iterable[str]) -> np.ndarray:
         """Indices of all rows of some machines, in plan order."""
@@ -170,6 +176,24 @@ def score_plan(
     Raises:
         UserError: an unknown back end, or embeddings that are not finite.
     """
+
+    def fit(bank_rows: np.ndarray, is_target_N: np.ndarray) -> Detector:
+        bank = prepare(emb_RE[bank_rows], is_target_N, num_bands, backends)
+        return lambda query_rows: score(bank, emb_RE[query_rows], backends)
+
+    return tabulate(plan, corpus, fit, machines=machines)
+
+
+def tabulate(
+    plan: Plan,
+    corpus: Corpus,
+    fit: Callable[[np.ndarray, np.ndarray], Detector],
+    *,
+    machines: Iterable[str] | None = None,
+) -> list[Row]:
+    """The table of whatever detectors ``fit`` makes of the plan's rows of a bank and whether each is of the target
+    domain. A bank that several subsets read is fitted once.
+    """
     table: list[Row] = []
     subsets = plan.evaluation.subsets
     kinds = tuple(dict.fromkeys(of_bank for of_bank, _ in subsets.values()))
@@ -179,14 +203,12 @@ def score_plan(
         is_target_N = np.array([corpus.clips[i].domain == "target" for i in bank])
         is_target_Q = np.array([corpus.clips[i].domain == "target" for i in queries])
         is_anomaly_Q = np.array([corpus.clips[i].label == "anomaly" for i in queries])
-        scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        scores: dict[tuple[str, str], Mapping[str, np.ndarray]] = {}
         for bank_kind, band in itertools.product(kinds, plan.bands):
-            bank_NE = emb_RE[plan.cells[machine, bank_kind, band]][: len(bank)]
-            prepared = prepare(bank_NE, is_target_N, num_bands, backends)  # once for all subsets that read it
+            detector = fit(plan.cell(machine, bank_kind, band)[: len(bank)], is_target_N)
             for subset, (of_bank, of_queries) in subsets.items():
                 if of_bank == bank_kind:
-                    query_QE = emb_RE[plan.cells[machine, of_queries, band]][len(bank) :]
-                    scores[subset, band] = score(prepared, query_QE, backends)
+                    scores[subset, band] = detector(plan.cell(machine, of_queries, band)[len(bank) :])
         for subset, band in itertools.product(subsets, plan.bands):
             cell = {"machine": machine, "subset": subset, "band": band, **fixed}
             for name, score_Q in scores[subset, band].items():
@@ -197,7 +219,8 @@ def score_plan(
 
 def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
     """Headline metrics of one back end, in points: ``official``, ``<subset>/official``, ``<band>/official`` and
-    ``<subset>/<band>/official``; of recordings, which have no bands, the first two.
+    ``<subset>/<band>/official``. Of recordings, which have no bands, the first two, and the same mean of each cell
+    alone (``s_auc`` and so on).
 
     Each is one harmonic mean over every AUC and pAUC of its cells (DCASE 2025 Task 2 overview, eq. 4; of recordings
     of 2020, the arithmetic mean); a domain without clips has none.
@@ -214,4 +237,7 @@ def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
             names += [(row["band"],), (row["subset"], row["band"])]
         for name in names:
             groups.setdefault("/".join((*name, "official")), []).extend(values)
+        for cell in CELLS if year is not None else ():
+            if row.get(cell) is not None:
+                groups.setdefault(cell, []).append(row[cell])
     return {key: combine(values, year) for key, values in groups.items()}
