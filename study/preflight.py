@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from trainables.files import exclusive
 from trainables.settings import CorpusConfig, EncoderConfig, to_dict
 
 SPARE_BYTES = 500 << 20  # for checkpoints, records, plots, the tracking database and Ray's logs
-FRAMES_PER_S, MELS = 100, 128  # no encoder here makes larger features
+FEATURES_PER_S = 16_000  # of the raw wave; no encoder here makes larger features
 ENCODER_CHECK = """
 import json, sys
 from trainables.encoders.encoder import load_encoder
@@ -35,9 +36,11 @@ from trainables.errors import UserError
 from trainables.settings import CorpusConfig, EncoderConfig, build
 encoder, corpus = json.loads(sys.argv[1])
 try:
-    load_encoder(build(EncoderConfig, encoder)).check_clips(build(CorpusConfig, corpus))
+    loaded = load_encoder(build(EncoderConfig, encoder))
+    loaded.check_clips(build(CorpusConfig, corpus))
 except UserError as error:
     sys.exit(f"refused: {error}")
+print(json.dumps([loaded.backbone.num_layers, loaded.backbone.num_bands]))
 """
 
 
@@ -76,7 +79,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
     )
     notes, num_mixtures = check_corpus(corpus, config)
     corpus_bytes = 4 * num_samples * len(corpus.clips)
-    feature_bytes = 4 * FRAMES_PER_S * MELS * config.corpus.clip_s * num_mixtures
+    feature_bytes = 4 * FEATURES_PER_S * config.corpus.clip_s * num_mixtures
     needed = corpus_bytes + min(feature_bytes, config.scoring.feature_cache_gb * 1e9) + SPARE_BYTES
     check_room(storage, needed)
     check_encoder(config.encoder, config.corpus)
@@ -168,9 +171,7 @@ def check_corpus(corpus: Corpus, config: StudyConfig) -> tuple[list[str], int]:
 def check_encoder(config: EncoderConfig, corpus: CorpusConfig) -> None:
     """The encoder can be loaded as configured, and hears clips as short as those of ``corpus``.
 
-    The built-in weights at their last layer can, and hear whatever passes ``limits.py``. Anything else is tried in a
-    process of its own: loading needs PyTorch, which costs seconds and memory that the process that drives a study
-    shall not pay.
+    The built-in weights at their last layer can, and hear whatever passes ``limits.py``.
     """
     if config.name == "tiny" and config.checkpoint is None and config.layer == 0:
         return
@@ -179,6 +180,19 @@ def check_encoder(config: EncoderConfig, corpus: CorpusConfig) -> None:
             f"encoder.checkpoint = {config.checkpoint!r}: no such file; for example --set encoder.checkpoint=null "
             "for the weights that come along"
         )
+    encoder_layout(config, corpus)
+
+
+@lru_cache(maxsize=4)
+def encoder_layout(config: EncoderConfig, corpus: CorpusConfig) -> tuple[int, int]:
+    """Numbers of layers and of frequency bands of the encoder, which is loaded for it.
+
+    That is tried in a process of its own: loading needs PyTorch, which costs seconds and memory that the process
+    that drives a study shall not pay.
+
+    Raises:
+        UserError: it cannot be loaded as configured, or does not hear clips as short as those of ``corpus``.
+    """
     command = [sys.executable, "-c", ENCODER_CHECK, json.dumps(to_dict([config, corpus]))]
     path = os.pathsep.join([str(cluster.ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -192,3 +206,5 @@ def check_encoder(config: EncoderConfig, corpus: CorpusConfig) -> None:
         raise UserError(
             f"encoder.name = {config.name!r}: cannot be loaded ({last}); run 'make env', then again"
         )
+    num_layers, num_bands = json.loads(done.stdout.splitlines()[-1])
+    return num_layers, num_bands
