@@ -13,8 +13,7 @@ Shape legend: B batch, F frames, M mel bins, P time patches, N bands, D width, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 from trainables.cache import Materials
 from trainables.data.mixing import mix
+from trainables.draws import Draw, balanced, batches, cycle
 from trainables.encoders.encoder import Encoder
 from trainables.lambda_schedules import lambda_schedule
 from trainables.losses import alignment_per_example, convex_mix
@@ -35,26 +35,6 @@ OWN: Mapping[str, Rule] = {  # values that are neither lambda's nor the curricul
     "spec_time_fraction": Number(0, 0.99),
     "spec_mel_fraction": Number(0, 0.99),
 }
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A batch: which clip [B] meets which noise [B] at which SNR [B] (dB), with the lambda [B] of its target.
-
-    Clips are indices into the corpus; ``mask_seed`` draws the SpecAugment masks of the whole batch.
-    """
-
-    clip_B: np.ndarray
-    noise_B: np.ndarray
-    snr_db_B: np.ndarray
-    lambda_B: np.ndarray
-    mask_seed: int
-
-    def shard(self, rank: int, world: int) -> Draw:
-        """Every ``world``-th example, starting at ``rank``."""
-        pick = slice(rank, None, world)
-        parts = (self.clip_B[pick], self.noise_B[pick], self.snr_db_B[pick], self.lambda_B[pick])
-        return Draw(*parts, self.mask_seed)
 
 
 class Retain(nn.Module):
@@ -94,22 +74,14 @@ class Retain(nn.Module):
         """
         num = count * batch_size
         corpus = self.materials.corpus
-        by_machine = [
-            _cycle(rng, [i for i in self.materials.train_machine if corpus.clips[i].name == m], num)
-            for m in self.machines
+        of_machine = [
+            [i for i in self.materials.train_machine if corpus.clips[i].name == m] for m in self.machines
         ]
-        machine = _cycle(rng, range(len(self.machines)), num)
-        seen = [0] * len(self.machines)
-        clip = np.empty(num, int)
-        for n, m in enumerate(machine):
-            clip[n] = by_machine[m][seen[m]]
-            seen[m] += 1
-        noise = _cycle(rng, self.materials.train_noise, num)
+        clip = balanced(rng, of_machine, num)
+        noise = cycle(rng, self.materials.train_noise, num)
         snr = self.curriculum.draw(rng, num, progress).astype(np.float32)
         lambdas = self.lambdas(snr, progress).astype(np.float32)
-        seeds = rng.integers(2**31, size=count)
-        cuts = [slice(i * batch_size, (i + 1) * batch_size) for i in range(count)]
-        return [Draw(clip[c], noise[c], snr[c], lambdas[c], int(s)) for c, s in zip(cuts, seeds, strict=True)]
+        return batches(clip, noise, snr, lambdas, rng.integers(2**31, size=count))
 
     def forward(self, draw: Draw, rank: int, world: int) -> dict[str, Tensor]:
         """Losses of this rank's examples, ``{"tag": [B], "mix": [B]}``."""
@@ -164,9 +136,3 @@ def spec_masks(shape: tuple[int, int, int], time_share: float, mel_share: float,
         keep = (at < start[:, None]) | (at >= (start + size)[:, None])
         masks *= keep[:, :, None] if axis == 0 else keep[:, None, :]
     return masks
-
-
-def _cycle(rng: np.random.Generator, items: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
-    """``count`` items, each once before any comes again."""
-    pool = np.asarray(items)
-    return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
