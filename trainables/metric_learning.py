@@ -116,7 +116,7 @@ class ArcFace(nn.Module):
         return self.scale * torch.where(own_BC, torch.where(far_BC, straight_BC, further_BC), cosine_BC)
 
     def forward(self, emb_BE: Tensor, label_B: Tensor) -> Tensor:
-        """Cross-entropy [B] of logits with margin: 0 without a label (``UNLABELLED``), scaled to a mean over the rest."""
+        """Cross-entropy [B] of logits with margin: 0 without a label (``UNLABELLED``), scaled up over the rest."""
         label_B = label_B.to(emb_BE.device)
         loss_B = functional.cross_entropy(
             self.logits(emb_BE, label_B), label_B, ignore_index=UNLABELLED, reduction="none"
