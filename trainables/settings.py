@@ -79,6 +79,11 @@ class TrainingConfig:
 
     What is scored and saved is the mean of the student's weights over its last ``1 / (1 - ema_decay)`` steps or so
     (exponential moving average); 0 scores the weights of the last step.
+
+    ``adapt_on_bank`` (systems ``adapt`` and ``identify``) lets a student also learn from the bank of the machines it is
+    scored on, which are normal training clips; its scores then say nothing about new machines.
+    ``anchor_in_denominator`` (``identify``) is a habit of the code published with CLP-SCF: in the contrast an example is
+    also compared with itself.
     """
 
     epochs: int = 6
@@ -88,13 +93,19 @@ class TrainingConfig:
     warmup_fraction: float = 0.1
     ema_decay: float = 0.99
     precision: str = "float32"
+    adapt_on_bank: bool = False
+    anchor_in_denominator: bool = False
     device: str = "auto"
     threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How an epoch is judged: SNR bands in dB, the back end whose ``official`` is the objective, and cost."""
+    """How an epoch is judged: SNR bands in dB, the back end whose ``official`` is the objective, and cost.
+
+    ``margin_at_test`` (``identify``) is a habit of the code published with CLP-SCF: the margin of training stays on when
+    the likelihood of an identity is taken.
+    """
 
     bands_db: Mapping[str, Band] = field(
         default_factory=lambda: {"low": (-10.0, 0.0), "mid": (0.0, 15.0), "high": (15.0, 30.0)}
@@ -104,6 +115,7 @@ class ScoringConfig:
     machines_early: int = 0
     batch_size: int = 256
     feature_cache_gb: float = 2.0
+    margin_at_test: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
