@@ -22,6 +22,7 @@ from typing import Any
 
 from study.limits import check_limits
 from trainables.errors import UserError
+from trainables.scoring.evaluation import Evaluation, evaluation
 from trainables.settings import (
     CorpusConfig,
     EncoderConfig,
@@ -89,6 +90,11 @@ class StudyConfig:
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
 
+    @property
+    def evaluation(self) -> Evaluation:
+        """What its students are scored on, and beside which references."""
+        return evaluation(self.corpus.year, self.scoring.bands_db)
+
     def trial(self, params: Mapping[str, Scalar], *, seed: int, split: str = "search") -> TrialConfig:
         """What one trial of this study trains and scores."""
         return TrialConfig(
@@ -110,13 +116,16 @@ WITHOUT_EFFECT = (
     "slots",
     "confirm",
     "search.trials",
+    "training.compile",
+    "training.checkpointing",
     "training.device",
     "training.threads",
     "scoring.batch_size",
     "scoring.feature_cache_gb",
 )
 # Counted by what they hold: a file may move, and another file under the same path is another study.
-PATHS = ("corpus.manifest", "corpus.root", "encoder.checkpoint")
+PATHS = ("corpus.manifest", "corpus.root", "corpus.ground_truth", "corpus.noise", "encoder.checkpoint")
+WORDS = {"corpus.noise": ("auto", "supplemental", "factory")}  # what is no path although paths are allowed
 
 
 def identity(config: StudyConfig) -> str:
@@ -128,7 +137,7 @@ def identity(config: StudyConfig) -> str:
     values = _flat(to_dict(config))
     kept = {k: v for k, v in values.items() if not k.startswith(tuple(f"{w}." for w in WITHOUT_EFFECT))}
     kept = {k: v for k, v in kept.items() if k not in WITHOUT_EFFECT}
-    kept = {k: _content(Path(v)) if k in PATHS and v is not None else v for k, v in kept.items()}
+    kept = {k: _content(Path(v)) if _is_path(k, v) else v for k, v in kept.items()}
     return digest(kept | {"factory": factory.REVISION, "grid": grid.REVISION})
 
 
@@ -141,6 +150,10 @@ def differences(stored: Mapping[str, Any], config: StudyConfig) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in WITHOUT_EFFECT and not key.startswith(ignored)
     ]
+
+
+def _is_path(key: str, value: Any) -> bool:
+    return key in PATHS and isinstance(value, str) and value not in WORDS.get(key, ("",))
 
 
 def _content(path: Path) -> str:
@@ -194,7 +207,7 @@ def _absolute(values: dict[str, Any]) -> dict[str, Any]:
     for key in PATHS:
         group, _, name = key.partition(".")
         path = values[group].get(name)
-        if isinstance(path, str) and path:
+        if _is_path(key, path):
             values[group][name] = os.path.abspath(Path(path).expanduser())
     return values
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from study.config import StudyConfig
 
 Job = dict[str, Any]
-FROZEN = ("teacher", "oracle")
+FROZEN = ("teacher", "oracle")  # references, of which a study has those that its evaluation names
 FIRST_SEED = 1000  # confirmation draws what no search trial has drawn
 
 
@@ -94,6 +94,8 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
     Raises:
         UserError: ``confirm.recipes`` names a recipe that the system does not have.
     """
+    if not config.confirm.seeds:
+        return []
     recipes = search_spaces.load(config.system).RECIPES
     for name in config.confirm.recipes:
         if name not in recipes:
@@ -119,7 +121,7 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
 
     jobs = []
     for seed in range(config.confirm.seeds):
-        for who in FROZEN:
+        for who in config.evaluation.references:
             jobs.append(job(who, seed, config=frozen, params={"reference": who}, label=f"frozen {who}"))
         for who in config.confirm.recipes:
             label = f"{who}: {label_of(recipes[who])}"
@@ -146,6 +148,8 @@ def read_name(job_id: str) -> tuple[str, int] | None:
 
 def student_path(config: StudyConfig, folder: StudyFolder) -> Path | None:
     """The checkpoint of the best setting's first confirmed seed, None if there is none."""
+    if not config.confirm.seeds:
+        return None
     for finalist in finalists(config, folder)[:1]:
         for seed in range(config.confirm.seeds):
             result = folder.result(job_name(finalist.who, seed))

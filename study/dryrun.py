@@ -9,6 +9,7 @@ from typing import Any
 import search_spaces
 from study.command import Command
 from study.preflight import preflight
+from study.summary import count
 from trainables.settings import to_dict
 
 MOST_DRAWS = 2000  # random trials looked at for one of every branch
@@ -23,15 +24,21 @@ def dry_run(command: Command) -> int:
     config = command.config
     checked = preflight(config, command.storage, command.tracking_uri, dry_run=True)
     system = search_spaces.load(config.system)
-    confirmed = config.confirm.seeds * (2 + config.confirm.finalists + len(config.confirm.recipes))
+    num_references = len(config.evaluation.references)
+    confirmed = config.confirm.seeds * (
+        num_references + config.confirm.finalists + len(config.confirm.recipes)
+    )
     print(f"study {config.name} (dry run: nothing is started)")
     print("\n".join(checked.lines))
     print(
         f"jobs       {config.search.trials} trials of up to {config.training.epochs} epochs, then up to {confirmed} "
-        "to confirm the best; 2 frozen references"
+        f"to confirm the best; {count(num_references, 'frozen reference')}"
     )
     for note in checked.notes:
         print(f"note       {note}")
+    print("\nmachines and clips")
+    for line in checked.machines:
+        print(f"  {line}")
     print("\nsettings")
     print(json.dumps(to_dict(config), indent=1))
     print("\npublished recipes")

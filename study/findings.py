@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import search_spaces
 from study import statistics
 from study.statistics import Estimate
-from study.summary import BEST_TITLE, Method, Summary, count
+from study.summary import BEST_TITLE, CELL_TITLES, Method, Summary, count
 from trainables.errors import UserError
 
 # -- wording ----------------------------------------------------------------------------------------------------------
@@ -56,12 +56,19 @@ def verdict(paired: Estimate) -> str:
 
 
 def where(key: str) -> str:
-    """A cell ``subset/band`` of the grid in words."""
+    """A cell ``subset/band`` of the grid, or one of a recording's, in words."""
+    if key in CELL_TITLES:
+        return f"in {CELL_TITLES[key]}"
     subset, band = key.split("/")
     noise = {"stationary": "stationary", "nonstationary": "non-stationary", "mismatched": "mismatched"}[
         subset
     ]
     return f"at {band} SNR in {noise} noise"
+
+
+def at_low(summary: Summary) -> str:
+    """`` at low SNR``; nothing where no SNR is known."""
+    return f" at {summary.low} SNR" if summary.low else ""
 
 
 def name_of(method: Method) -> str:
@@ -110,17 +117,18 @@ def _headline(summary: Summary) -> Iterator[str]:
     paired = best.versus_teacher.get(summary.low)
     if paired is None:
         yield (
-            f"On {summary.held_out} at {summary.low} SNR {name_of(best)} cannot be compared with the frozen teacher: "
+            f"On {summary.held_out}{at_low(summary)} {name_of(best)} cannot be compared with the frozen teacher: "
             f"no seed and machine is scored for both."
         )
         return
     shared = "" if best.seeds == teacher.seeds else "; the difference is over the seeds both have"
     yield (
-        f"On {summary.held_out} at {summary.low} SNR, {name_of(best)} scores {points(best.scores[summary.low])} "
+        f"On {summary.held_out}{at_low(summary)}, {name_of(best)} scores {points(best.scores[summary.low])} "
         f"against the frozen teacher's {teacher.scores[summary.low].mean:.1f} ({points(paired, signed=True)}, "
         f"{_size(paired)}): {verdict(paired)}{_machines(summary, best.who, summary.low)}{shared}."
     )
-    yield _gap(summary, best)
+    if "oracle" in summary.evaluation.references:
+        yield _gap(summary, best)
 
 
 def _search_only(summary: Summary) -> Iterator[str]:
@@ -164,7 +172,9 @@ def _machines(summary: Summary, who: str, band: str) -> str:
     return f"; it is ahead on {sum(gain > 0 for gain in ahead)} of {count(len(ahead), 'machine')}"
 
 
-def gains_by_machine(summary: Summary, who: str, band: str | None) -> list[tuple[str, float]]:
+def gains_by_machine(
+    summary: Summary, who: str, band: str | None = None, metric: str | None = None
+) -> list[tuple[str, float]]:
     """Mean paired difference to the teacher for each held-out machine, in points."""
     one, two = (summary.methods[name].cells if name in summary.methods else None for name in (who, "teacher"))
     if one is None or two is None:
@@ -172,9 +182,8 @@ def gains_by_machine(summary: Summary, who: str, band: str | None) -> list[tuple
     found = []
     for machine in one.machines:
         if machine in two.machines:
-            paired = statistics.difference(
-                one.only(machine).where(band=band), two.only(machine).where(band=band)
-            )
+            parts = (cells.only(machine).where(band=band or None, metric=metric) for cells in (one, two))
+            paired = statistics.difference(*parts)
             if paired is not None:
                 found.append((machine, paired.mean))
     return found
@@ -183,7 +192,7 @@ def gains_by_machine(summary: Summary, who: str, band: str | None) -> list[tuple
 def _overall(summary: Summary) -> Iterator[str]:
     best = summary.methods.get(summary.best_who)
     paired = best.versus_teacher.get("") if best else None
-    if best is None or paired is None:
+    if best is None or paired is None or not summary.low:
         return
     yield (
         f"Over all SNRs and noises {name_of(best)} scores {points(best.scores[''])} against the frozen teacher's "
@@ -202,6 +211,11 @@ def _against_paper(summary: Summary) -> Iterator[str]:
     (low, _), (whole, _) = pairs
     assert low is not None
     assert whole is not None
+    if not summary.low:
+        yield (
+            f"Against the paper's setting {name_of(best)} differs by {points(whole, signed=True)}: {verdict(whole)}."
+        )
+        return
     yield (
         f"Against the paper's setting {name_of(best)} differs by {points(low, signed=True)} at {summary.low} SNR "
         f"({verdict(low)}) and by {points(whole, signed=True)} over all SNRs ({verdict(whole)})."
@@ -210,14 +224,17 @@ def _against_paper(summary: Summary) -> Iterator[str]:
 
 def _where_it_sits(summary: Summary) -> Iterator[str]:
     best = summary.methods.get(summary.best_who)
-    cells = {key: e for key, e in (best.versus_teacher if best else {}).items() if "/" in key}
+    cells = {
+        key: e for key, e in (best.versus_teacher if best else {}).items() if "/" in key or key in CELL_TITLES
+    }
     if len(cells) < 2:
         return
     most = max(cells, key=lambda key: cells[key].mean)
     least = min(cells, key=lambda key: cells[key].mean)
     up, down = (sum(getattr(e, side) for e in cells.values()) for side in ("above_zero", "below_zero"))
+    kind = "cells of subset and SNR" if summary.evaluation.mixed else "parts of the score"
     yield (
-        f"Of {len(cells)} cells of subset and SNR, {up} gain and {down} lose beyond their interval. The difference to "
+        f"Of {len(cells)} {kind}, {up} gain and {down} lose beyond their interval. The difference to "
         f"the teacher is largest {where(most)} ({points(cells[most], signed=True)}) and smallest "
         f"{where(least)} ({points(cells[least], signed=True)})."
     )
@@ -227,7 +244,7 @@ def _recipes(summary: Summary) -> Iterator[str]:
     rows = [
         (m.versus_teacher[""], m)
         for m in summary.methods.values()
-        if m.who not in ("teacher", "oracle")
+        if m.who not in summary.evaluation.references
         and "" in m.versus_teacher
         and m.title in _recipe_titles(summary)
     ]
@@ -235,7 +252,8 @@ def _recipes(summary: Summary) -> Iterator[str]:
         return
     rows.sort(key=lambda row: -row[0].mean)
     parts = [f"{name_of(m)} {points(paired, signed=True)}" for paired, m in rows]
-    yield f"Published recipes against the frozen teacher, {summary.held_out}, all SNRs: {'; '.join(parts)}."
+    where_ = f"{summary.held_out}, all SNRs" if summary.evaluation.mixed else summary.held_out
+    yield f"Published recipes against the frozen teacher, {where_}: {'; '.join(parts)}."
 
 
 def _recipe_titles(summary: Summary) -> set[str]:

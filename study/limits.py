@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from study.config import StudyConfig
 
 Rule = tuple[str, Callable[[Any], bool], str, Any]
+DCASE_YEARS = range(2020, 2027)
 SEEDS = 2**31  # what every random generator in use takes
 
 
@@ -34,7 +35,7 @@ def one_of(key: str, options: tuple[Any, ...]) -> Rule:
 
 
 RULES: tuple[Rule, ...] = (
-    one_of("corpus.kind", ("factory", "stems")),
+    one_of("corpus.kind", ("factory", "stems", "dcase")),
     between("corpus.seed", 0, SEEDS, 0),
     between("corpus.clip_s", 0.5, 30, 2.0),
     one_of("corpus.sample_rate_hz", (16_000,)),  # what every encoder here hears; files are resampled to it
@@ -117,9 +118,24 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
             "corpus.manifest",
             "my/manifest.csv",
         )
-    for key, kind in (("manifest", "stems"), ("root", "dcase"), ("year", "dcase")):
+    if corpus.kind == "dcase" and not corpus.root:
+        why = "corpus.kind = 'dcase' needs the folder that holds the unpacked archives"
+        yield refusal("corpus.root", None, why, "corpus.root", "my/dcase2023")
+    if corpus.kind == "dcase" and corpus.year not in DCASE_YEARS:
+        yield refusal(
+            "corpus.year",
+            corpus.year,
+            f"allowed are {DCASE_YEARS[0]} to {DCASE_YEARS[-1]}",
+            "corpus.year",
+            2023,
+        )
+    unread = {
+        "manifest": "stems",
+        **dict.fromkeys(("root", "year", "ground_truth", "machines", "noise"), "dcase"),
+    }
+    for key, kind in unread.items():
         value = getattr(corpus, key)
-        if value is not None and corpus.kind != kind:
+        if value not in (None, (), "auto") and corpus.kind != kind:
             yield refusal(
                 f"corpus.{key}", value, f"corpus.kind = {corpus.kind!r} does not read it", "corpus.kind", kind
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study import findings
-from study.summary import SUBSETS, Method, Summary
+from study.summary import CELL_TITLES, Method, Summary
 from trainables import lambda_schedules, snr_curricula
 from trainables.errors import UserError
 
@@ -115,7 +115,11 @@ def subset_title(subset: str) -> str:
 def band_curves(summary: Summary) -> Figure | None:
     """Official score over SNR bands, one panel per subset, held-out machines."""
     rows = [m for m in summary.methods.values() if any("/" in key for key in m.scores)]
-    subsets = [s for s in SUBSETS if any(f"{s}/{b}" in m.scores for m in rows for b in summary.bands)]
+    subsets = [
+        s
+        for s in summary.evaluation.subsets
+        if any(f"{s}/{b}" in m.scores for m in rows for b in summary.bands)
+    ]
     if not subsets:
         return None
     made, axes = figure(3.1 * len(subsets) + 0.4, 3.6, 1, len(subsets), sharey=True)
@@ -158,10 +162,10 @@ def band_curves(summary: Summary) -> Figure | None:
 def heat_map(summary: Summary) -> Figure | None:
     """Paired difference of the best setting to the frozen teacher, subset x band, held-out machines."""
     best = summary.methods.get(summary.best_who)
-    if best is None:
+    if best is None or not summary.evaluation.mixed:
         return None
     columns = [*summary.bands, ""]
-    rows = [*SUBSETS, ""]
+    rows = [*summary.evaluation.subsets, ""]
     found = {
         (row, column): best.versus_teacher.get("/".join(x for x in (row, column) if x))
         for row in rows
@@ -214,13 +218,15 @@ def heat_map(summary: Summary) -> Figure | None:
 
 def machine_dots(summary: Summary) -> Figure | None:
     """Difference of the best setting to the teacher for each held-out machine."""
-    slices = [(summary.low, f"{summary.low} SNR"), (None, "all SNRs")]
-    found = [(title, findings.gains_by_machine(summary, summary.best_who, band)) for band, title in slices]
+    slices = [({"band": summary.low}, f"{summary.low} SNR"), ({}, "all SNRs")]
+    if not summary.low:
+        slices = [({}, "official"), *(({"metric": m}, CELL_TITLES[m]) for m in summary.evaluation.metrics)]
+    found = [(title, findings.gains_by_machine(summary, summary.best_who, **part)) for part, title in slices]
     found = [(title, gains) for title, gains in found if gains]
     if not found:
         return None
     names = [machine for machine, _ in sorted(found[0][1], key=lambda pair: pair[1])]
-    made, axes = figure(7.0, 1.3 + 0.28 * len(names), 1, len(found), sharey=True)
+    made, axes = figure(3.5 * len(found), 1.3 + 0.28 * len(names), 1, len(found), sharey=True)
     for axis, (title, gains) in zip(axes[0], found, strict=True):
         for machine, gain in gains:
             y = names.index(machine)

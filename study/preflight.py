@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +53,7 @@ class Preflight:
     corpus_identity: str
     notes: tuple[str, ...]
     lines: tuple[str, ...]
+    machines: tuple[str, ...] = ()
 
 
 def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run: bool = False) -> Preflight:
@@ -76,6 +79,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
         sample_rate_hz=config.corpus.sample_rate_hz,
         digest=source.identity,
         notes=source.notes,
+        year=source.year,
     )
     notes, num_mixtures = check_corpus(corpus, config)
     corpus_bytes = 4 * num_samples * len(corpus.clips)
@@ -95,7 +99,42 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
         f"storage    {storage} ({needed / 1e9:.1f} GB at most, {_free(storage) / 1e9:.1f} GB free)",
         f"tracking   {redact(tracking_uri)}",
     )
-    return Preflight(corpus_identity=source.identity, notes=(*corpus.notes, *notes), lines=lines)
+    return Preflight(
+        corpus_identity=source.identity,
+        notes=(*corpus.notes, *notes),
+        lines=lines,
+        machines=tuple(machine_table(corpus)),
+    )
+
+
+def machine_table(corpus: Corpus) -> Iterator[str]:
+    """Who does what with how many clips: a line for each machine, and one for each kind of noise."""
+    parts = [
+        (split, label, domain)
+        for split, label in (("train", "normal"), ("test", "normal"), ("test", "anomaly"))
+        for domain in ("source", "target")
+    ]
+    count = Counter((c.name, c.split, c.label, c.domain) for c in corpus.clips if c.role == "machine")
+    names = list(dict.fromkeys(name for name, *_ in count))
+    width = max(map(len, (*names, "machine")))
+    titles = ("train normal", "test normal", "test anomaly")
+    yield f"{'machine':<{width}}  {'for':<15}  " + "  ".join(f"{title:>13}" for title in titles)
+    yield f"{'':<{width}}  {'':<15}  " + "  ".join(["source target"] * 3)
+    for name in names:
+        roles = [role for role in ("train", "search", "confirm") if name in getattr(corpus.roles, role)]
+        cells = [f"{count[name, *part]:6d}" for part in parts]
+        pairs = "  ".join(f"{one} {two}" for one, two in zip(cells[::2], cells[1::2], strict=True))
+        more = sum(
+            n for (machine, split, *_), n in count.items() if (machine, split) == (name, "supplemental")
+        )
+        yield f"{name:<{width}}  {', '.join(roles):<15}  {pairs}" + (
+            f"  + {more} supplemental" if more else ""
+        )
+    noise = [c for c in corpus.clips if c.role == "noise"]
+    for split, use in (("train", "train with"), ("test", "score in")):
+        mine = [c for c in noise if c.split == split]
+        if mine:
+            yield f"noise to {use}: {len(mine)} clips of {len({c.name for c in mine})} environments"
 
 
 def check_folder(folder: Path) -> None:
@@ -160,9 +199,10 @@ def check_corpus(corpus: Corpus, config: StudyConfig) -> tuple[list[str], int]:
     if len({corpus.clips[i].name for i in machines}) == 1:
         notes.append("One machine type trains: tagging machines has a single class and teaches nothing.")
     heard = {corpus.clips[i].kind for i in noises}
+    scored = KINDS if corpus.year is None else ()  # recordings are scored in the noise that they hold
     notes += [
         f"No {kind} noise in training: students hear it for the first time when scored."
-        for kind in KINDS
+        for kind in scored
         if kind not in heard
     ]
     return notes, sum(len(plan.clip_R) for plan in plans)

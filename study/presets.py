@@ -48,8 +48,23 @@ def stems() -> StudyConfig:
     )
 
 
+def dcase() -> StudyConfig:
+    """DCASE Task 2 of a year since 2020: --set corpus.root=FOLDER --set corpus.year=2023."""
+    from study.resources import of_machine
+
+    num_gpus = int(of_machine().total["GPU"])
+    return StudyConfig(
+        preset="dcase",
+        corpus=CorpusConfig(kind="dcase", clip_s=10.0),
+        training=TrainingConfig(epochs=6, steps_per_epoch=100),
+        search=SearchConfig(trials=24),
+        slots=SlotsConfig(count=num_gpus or 2, workers=1, gpus_per_worker=1.0 if num_gpus else 0.0),
+        confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
+    )
+
+
 PRESETS: Mapping[str, Callable[[], StudyConfig]] = MappingProxyType(
-    {preset.__name__: preset for preset in (quick, factory, stems)}
+    {preset.__name__: preset for preset in (quick, factory, stems, dcase)}
 )
 DEFAULT = "quick"
 

@@ -21,6 +21,9 @@ HEARTBEAT_S = 60.0  # a running job is mentioned this often when nothing ends
 LEGEND = """\
 official: how well anomalies are found, in points (50 is chance, 100 is perfect); low: the same at low SNR;
 gap: share of the way from the frozen encoder (0%) to hearing machine and noise apart (the oracle, 100%)"""
+LEGEND_RECORDED = """\
+official: how well anomalies are found, in points (50 is chance, 100 is perfect), by the rule of the challenge's year;
+source, target: the AUC of each domain. The recordings are mixed already, so that there is no SNR and no oracle"""
 Job = Mapping[str, Any]
 Result = Mapping[str, Any]
 
@@ -93,9 +96,10 @@ class Progress:
     def job_ended(self, job: Job, result: Result) -> None:
         self._running.pop(job["id"], None)
         better = self._count(job, result)
+        recorded = (job["trial"].get("corpus") or {}).get("year") is not None
         if not self._explained:
             self._explained = True
-            self.say(LEGEND)
+            self.say(LEGEND_RECORDED if recorded else LEGEND)
         width = len(str(self.total))
         start = f"[{self.done:{width}d}/{self.total}] {job['id']:<{self._width}}"
         name = (
@@ -107,10 +111,17 @@ class Progress:
         metrics = result["metrics"]
         remark = f"; stopped at epoch {result['epoch']}" if result["state"] == "stopped" else ""
         remark += "; best so far" if better else ""
-        gap = metrics.get("gap_closed")
+        if recorded:
+            shown = f"auc {_points(metrics.get('s_auc'))}"
+            if "t_auc" in metrics:
+                shown = f"source {_points(metrics['s_auc'])}  target {_points(metrics['t_auc'])}"
+        else:
+            gap = metrics.get("gap_closed")
+            shown = (
+                f"low {_points(metrics.get('low/official'))}  gap {'    -' if gap is None else f'{gap:5.0%}'}"
+            )
         self.say(
-            f"{start} official {_points(metrics.get('official'))}  low {_points(metrics.get('low/official'))}  "
-            f"gap {'    -' if gap is None else f'{gap:5.0%}'}  {self._left():>11}  {name}{remark}"
+            f"{start} official {_points(metrics.get('official'))}  {shown}  {self._left():>11}  {name}{remark}"
         )
 
     def say(self, text: str) -> None:

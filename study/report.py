@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, TextIO
 from study import findings, health, plots, search_plots
 from study.confirm import FIRST_SEED
 from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
-from study.findings import percent, points
 from study.folder import StudyFolder
-from study.summary import SUBSETS, Method, Run, Summary, elapsed_s, summarise, text_of
+from study.summary import Run, Summary, elapsed_s, summarise, text_of
+from study.tables import confirmed_table, paired_table, search_table, unconfirmed
 from trainables.files import write_atomically
 from trainables.settings import to_dict
 
@@ -43,13 +43,6 @@ FIGURES: dict[str, plots.Draw] = {
     "pareto.png": search_plots.pareto,
     "history.png": search_plots.history,
 }
-INTERVALS = (
-    "Mean over seeds of the harmonic mean of s_auc, t_auc and pAUC over machines, subsets and bands, in points (chance "
-    "50), with 95% intervals from resampling machines and seeds, widened for their small number."
-)
-SELECTION = (
-    "Search machines: these numbers chose the best trial and flatter it. For selection only, not a result."
-)
 
 
 def assess(folder: StudyFolder, config: StudyConfig) -> Summary:
@@ -91,104 +84,6 @@ def _draw(summary: Summary, path: Path) -> tuple[list[Path], list[str]]:
                 logger.exception("%s could not be drawn", name)
                 failed.append(name)
     return drawn, failed
-
-
-# -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def columns(summary: Summary) -> dict[str, str]:
-    """Slices of the grid in the comparison, with their titles."""
-    short = {"stationary": "stationary", "nonstationary": "non-stat.", "mismatched": "mismatched"}
-    return {"": "official", **{band: band for band in summary.bands}, **{s: short[s] for s in SUBSETS}}
-
-
-def title_of(summary: Summary, method: Method) -> str:
-    """A row's name; the best of the study is marked where it is a published recipe."""
-    marked = summary.best is not None and method.who == summary.best_who and summary.best.baseline
-    return f"{method.title} (= best)" if marked else method.title
-
-
-def confirmed_table(summary: Summary) -> Table:
-    """The comparison on held-out machines: methods that were scored there, and a line on those that were not."""
-    names = columns(summary)
-    rows: list[tuple[str, ...]] = []
-    strong: int | None = None
-    for method in summary.methods.values():
-        if not method.scores:
-            continue
-        if method.who == summary.best_who:
-            strong = len(rows)
-        values = [points(e) if (e := method.scores.get(key)) else "-" for key in names]
-        seeds = f"{len(method.seeds)}/{summary.config.confirm.seeds}"
-        rows.append((title_of(summary, method), *values, _gap_cell(method), seeds))
-    header = ("held-out", *names.values(), "gap closed", "seeds")
-    gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR."
-    scored = f"{summary.held_out.capitalize()} ({', '.join(summary.machines)}). {INTERVALS}"
-    left_out = unconfirmed(summary)
-    return Table(
-        header, tuple(rows), (scored, gap, *([left_out] if left_out else []), *summary.notes), strong
-    )
-
-
-def unconfirmed(summary: Summary) -> str:
-    """A line on the rows that are missing in the comparison; empty when there are none."""
-    names = [title_of(summary, method) for method in summary.methods.values() if not method.scores]
-    return f"Not confirmed: {', '.join(names)}; confirm.recipes says which recipes are." if names else ""
-
-
-def _gap_cell(method: Method) -> str:
-    return {"teacher": "0%", "oracle": "100%"}.get(method.who) or percent(method.gap)
-
-
-def paired_table(summary: Summary) -> Table:
-    """Paired differences to the frozen teacher on held-out machines."""
-    names = columns(summary)
-    rows: list[tuple[str, ...]] = []
-    strong: int | None = None
-    for method in summary.methods.values():
-        if not method.versus_teacher:
-            continue
-        if method.who == summary.best_who:
-            strong = len(rows)
-        values = [points(e, signed=True) if (e := method.versus_teacher.get(key)) else "-" for key in names]
-        whole = method.versus_teacher.get("")
-        share = f"{whole.share_above:.0%}" if whole and whole.share_above is not None else "-"
-        rows.append((title_of(summary, method), *values, share))
-    note = (
-        "Method minus frozen teacher, same seeds, machines and mixtures, in points. The last column is the share of "
-        "resamples above zero; with few machines it overstates certainty, so the interval decides."
-    )
-    return Table(
-        ("minus teacher", *names.values(), "resamples > 0"), tuple(rows), (note, *summary.notes), strong
-    )
-
-
-def search_table(summary: Summary) -> Table:
-    """The same rows on the search machines."""
-    names = columns(summary)
-    rows: list[tuple[str, ...]] = []
-    strong: int | None = None
-    stopped = False
-    for method in summary.methods.values():
-        run = method.search_run
-        if run is None:
-            continue
-        if method.who == summary.best_who:
-            strong = len(rows)
-        early = run.role == "trial" and run.state != "finished"
-        stopped |= early
-        values = []
-        for key in names:
-            value = method.search.get(f"{key}/official" if key else "official")
-            values.append(f"{value:.1f}{'*' if early else ''}" if value is not None else "-")
-        gap = method.search.get("gap_closed")
-        shown = "-" if gap is None or run.role == "baseline" else f"{gap:.0%}"
-        rows.append((title_of(summary, method), *values, shown, run.id))
-    notes = [SELECTION]
-    if stopped:
-        notes.append("* stopped early, failed or not over: the last full scoring of a shorter training.")
-    header = ("search", *names.values(), "gap closed", "run")
-    return Table(header, tuple(rows), (*notes, *summary.notes), strong)
 
 
 # -- the document -----------------------------------------------------------------------------------------------------
@@ -258,7 +153,11 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
             "history.png",
             "Left: trials in order. Right: learning curves and early stopping. Search machines.",
         ),
-        *picture("pareto.png", "What low SNR costs at high SNR: full-length trials, search machines."),
+        *picture(
+            "pareto.png",
+            f"What {'low SNR costs at high SNR' if summary.low else 'the target domain costs in the source domain'}: "
+            "full-length trials, search machines.",
+        ),
         Heading("Health checks"),
         Bullets(
             tuple(f"{level}: {text}" for level, text in summary.checks),
@@ -322,7 +221,8 @@ def _provenance(summary: Summary) -> list[Block]:
         "identity": study.get("identity"),
         "seeds": f"search and trials {config.search.seed}; confirmation {', '.join(map(str, seeds)) or 'none'}; "
         f"bootstrap 0; corpus {config.corpus.seed}",
-        "scoring": f"back end {config.scoring.backend}, oracle lambda {config.scoring.oracle_lambda:g}",
+        "scoring": f"back end {config.scoring.backend}"
+        + (f", oracle lambda {config.scoring.oracle_lambda:g}" if summary.evaluation.mixed else ""),
     }
     rows = tuple((k, text_of(v) if v else "not recorded") for k, v in facts.items())
     return [

@@ -202,8 +202,7 @@ def run_all_jobs(command: Command, folder: StudyFolder, search: Search, tracker:
 
 
 def reference_jobs(command: Command, folder: StudyFolder) -> list[dict[str, Any]]:
-    """The frozen teacher and the oracle on the search machines: what every trial is measured against."""
-    from study.confirm import FROZEN
+    """The frozen references on the search machines: what every trial is measured against."""
     from study.search import build_job
 
     frozen = replace(command.config, system="frozen")
@@ -218,19 +217,17 @@ def reference_jobs(command: Command, folder: StudyFolder) -> list[dict[str, Any]
             label=f"frozen {name}",
             baseline=name,
         )
-        for name in FROZEN
+        for name in command.config.evaluation.references
     ]
 
 
 def expected_jobs(config: StudyConfig) -> dict[str, int]:
     """Jobs of a whole study by kind (``study/progress.py``), if no finalist is a recipe that is confirmed anyway."""
-    from study.confirm import FROZEN
-
-    confirm = config.confirm
+    confirm, references = config.confirm, config.evaluation.references
     return {
-        "frozen baseline": len(FROZEN),
+        "frozen baseline": len(references),
         "trial": config.search.trials,
-        "frozen confirm": confirm.seeds * len(FROZEN),
+        "frozen confirm": confirm.seeds * len(references),
         "confirm": confirm.seeds * (len(confirm.recipes) + confirm.finalists),
     }
 

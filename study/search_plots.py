@@ -149,7 +149,11 @@ def _places(name: str, trials: list[Run], summary: Summary) -> tuple[Any, list[t
 
 def pareto(summary: Summary) -> Figure | None:
     """Low against high SNR of full-length trials: what is paid where."""
-    low, high = (f"{band}/official" for band in (summary.bands[0], summary.bands[-1]))
+    low, high = "t_auc", "s_auc"
+    titles = ["target AUC, points", "source AUC, points"]
+    if summary.bands:
+        low, high = (f"{band}/official" for band in (summary.bands[0], summary.bands[-1]))
+        titles = [f"{band} SNR: official score, points" for band in (summary.bands[0], summary.bands[-1])]
     trials = [r for r in summary.trials if r.state == "finished" and low in r.metrics and high in r.metrics]
     if not trials or low == high:
         return None
@@ -195,8 +199,8 @@ def pareto(summary: Summary) -> Figure | None:
             edgecolor="white",
             linewidth=0.6,
         )
-    axis.set_xlabel(f"{summary.bands[-1]} SNR: official score, points")
-    axis.set_ylabel(f"{summary.bands[0]} SNR: official score, points")
+    axis.set_xlabel(titles[1])
+    axis.set_ylabel(titles[0])
     axis.margins(0.08)
     made.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return made

@@ -1,10 +1,13 @@
 """Intervals for a few held-out machines and a few seeds.
 
 A score is the DCASE official score: one harmonic mean over the cells machine x subset x band x {s_auc, t_auc, pauc}
-of one seed, averaged over seeds. What varies is which machines were held out and which seed trained the student, so
-both are resampled, with replacement and independently (the crossed, or *pigeonhole*, bootstrap: Owen, The pigeonhole
-bootstrap, 2007). Differences are taken inside a resample, so what two methods share (a hard machine, an unlucky
-mixture) cancels: they are paired.
+of one seed, averaged over seeds. Recordings of a challenge have the cells of its year's rule, and in 2020 an arithmetic
+mean; the ids or sections of one machine are cells of that machine, since they are not drawn apart.
+
+What varies is which machines were held out and which seed trained the student, so both are resampled, with
+replacement and independently (the crossed, or *pigeonhole*, bootstrap: Owen, The pigeonhole bootstrap, 2007).
+Differences are taken inside a resample, so what two methods share (a hard machine, an unlucky mixture) cancels: they
+are paired.
 
 With 2 to 6 machines a plain percentile interval is too narrow: it cannot leave the range of the machines at hand, and
 covers about 80 % where it says 95 %. Its two arms are therefore stretched by what a t quantile asks for, with
@@ -20,12 +23,13 @@ Shape legend: S seeds, M machines, K cells of one seed and machine, B resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-METRICS = ("s_auc", "t_auc", "pauc")
+from trainables.scoring.evaluation import CELLS
+
 NUM_RESAMPLES = 4000
 LEVEL = 0.95
 SMALLEST = 1e-6  # points; an AUC of zero makes a harmonic mean zero, not undefined
@@ -35,32 +39,34 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """Scores in points, values_SMK, NaN where a cell does not exist (no target domain, a machine not scored)."""
+    """Scores in points, values_SMK, NaN where a cell does not exist (no target domain, a machine not scored).
+
+    ``keys`` are (subset, band, metric), and of recordings the id or section as well. ``harmonic`` is how the cells of
+    a seed are averaged.
+    """
 
     seeds: tuple[int, ...]
     machines: tuple[str, ...]
-    keys: tuple[tuple[str, str, str], ...]
+    keys: tuple[tuple[str, ...], ...]
     values_SMK: np.ndarray
+    harmonic: bool = True
 
-    def where(self, *, subset: str | None = None, band: str | None = None) -> Cells:
-        """The cells of one subset, one band or both."""
-        keep = [i for i, (s, b, _) in enumerate(self.keys) if subset in (None, s) and band in (None, b)]
-        return Cells(
-            seeds=self.seeds,
-            machines=self.machines,
-            keys=tuple(self.keys[i] for i in keep),
-            values_SMK=self.values_SMK[:, :, keep],
-        )
+    def where(
+        self, *, subset: str | None = None, band: str | None = None, metric: str | None = None
+    ) -> Cells:
+        """The cells of one subset, one band, one metric, or several of these."""
+        wanted = (subset, band, metric)
+        keep = [
+            i
+            for i, key in enumerate(self.keys)
+            if all(w in (None, part) for w, part in zip(wanted, key, strict=False))
+        ]
+        return replace(self, keys=tuple(self.keys[i] for i in keep), values_SMK=self.values_SMK[:, :, keep])
 
     def only(self, machine: str) -> Cells:
         """The cells of one machine."""
         index = self.machines.index(machine)
-        return Cells(
-            seeds=self.seeds,
-            machines=(machine,),
-            keys=self.keys,
-            values_SMK=self.values_SMK[:, index : index + 1],
-        )
+        return replace(self, machines=(machine,), values_SMK=self.values_SMK[:, index : index + 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +102,28 @@ def gather(tables: Mapping[int, Sequence[Mapping[str, Any]]], backend: str) -> C
     """The cells of one method from its tables of scores by seed, for one scoring back end."""
     rows = [(seed, row) for seed, table in tables.items() for row in table if row["backend"] == backend]
     seeds = tuple(sorted({seed for seed, _ in rows}))
-    machines = tuple(dict.fromkeys(row["machine"] for _, row in rows))
-    grid = tuple(dict.fromkeys((row["subset"], row["band"]) for _, row in rows))
-    keys = tuple((subset, band, metric) for subset, band in grid for metric in METRICS)
+    machines = tuple(dict.fromkeys(machine_of(row) for _, row in rows))
+    keys = tuple(dict.fromkeys(_key(row, metric) for _, row in rows for metric in CELLS if metric in row))
     values = np.full((len(seeds), len(machines), len(keys)), np.nan)
     place = {key: i for i, key in enumerate(keys)}
     for seed, row in rows:
-        for metric in METRICS:
+        for metric in CELLS:
             if row.get(metric) is not None:
-                at = place[row["subset"], row["band"], metric]
-                values[seeds.index(seed), machines.index(row["machine"]), at] = row[metric]
-    return Cells(seeds=seeds, machines=machines, keys=keys, values_SMK=values)
+                at = place[_key(row, metric)]
+                values[seeds.index(seed), machines.index(machine_of(row)), at] = row[metric]
+    harmonic = all(row.get("year") != 2020 for _, row in rows)
+    return Cells(seeds=seeds, machines=machines, keys=keys, values_SMK=values, harmonic=harmonic)
+
+
+def machine_of(row: Mapping[str, Any]) -> str:
+    """The machine that a row counts for: of a recording's ``fan/id_00``, the fan."""
+    name = str(row["machine"])
+    return name.partition("/")[0] if "year" in row else name
+
+
+def _key(row: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    section = str(row["machine"]).partition("/")[2:] if "year" in row else ()
+    return (row["subset"], row["band"], metric, *section)
 
 
 def mean(cells: Cells, *, seed: int = 0) -> Estimate | None:
@@ -199,18 +216,24 @@ def _common(methods: Iterable[Cells]) -> tuple[list[Statistic], int, int] | None
     keep_S, keep_M = shared_SMK.any(axis=(1, 2)), shared_SMK.any(axis=(0, 2))
     stack, shared_SMK = stack[:, keep_S][:, :, keep_M], shared_SMK[keep_S][:, keep_M]
     counts_SM = shared_SMK.sum(axis=2).astype(float)
-    inverse = np.where(shared_SMK, 1.0 / np.maximum(np.where(shared_SMK, stack, 1.0), SMALLEST), 0.0).sum(
-        axis=3
+    harmonic = methods[0].harmonic
+    known = np.where(shared_SMK, stack, 1.0)
+    parts = np.where(shared_SMK, 1.0 / np.maximum(known, SMALLEST) if harmonic else known, 0.0).sum(axis=3)
+    return (
+        [_official(counts_SM, parts_SM, harmonic) for parts_SM in parts],
+        int(keep_S.sum()),
+        int(keep_M.sum()),
     )
-    return [_official(counts_SM, inverse_SM) for inverse_SM in inverse], int(keep_S.sum()), int(keep_M.sum())
 
 
-def _official(counts_SM: np.ndarray, inverse_SM: np.ndarray) -> Statistic:
+def _official(counts_SM: np.ndarray, parts_SM: np.ndarray, harmonic: bool) -> Statistic:
     def official(v_BS: np.ndarray, w_BM: np.ndarray) -> np.ndarray:
-        """Weighted mean over seeds of the harmonic mean over the drawn machines [B]."""
-        counts_BS, inverse_BS = w_BM @ counts_SM.T, w_BM @ inverse_SM.T
+        """Weighted mean over seeds of the harmonic (or arithmetic) mean over the drawn machines [B]."""
+        counts_BS, parts_BS = w_BM @ counts_SM.T, w_BM @ parts_SM.T
         have_BS = counts_BS > 0
-        score_BS = np.where(have_BS, counts_BS / np.where(have_BS, inverse_BS, 1.0), 0.0)
+        score_BS = np.where(have_BS, parts_BS / np.where(have_BS, counts_BS, 1.0), 0.0)
+        if harmonic:
+            score_BS = np.where(have_BS, counts_BS / np.where(have_BS, parts_BS, 1.0), 0.0)
         weight_BS = v_BS * have_BS
         total_B = weight_BS.sum(axis=1)
         return np.where(total_B > 0, (weight_BS * score_BS).sum(axis=1) / np.maximum(total_B, 1e-12), np.nan)

@@ -21,14 +21,21 @@ from study import confirm, statistics
 from study.folder import StudyFolder
 from study.importance import Importance, measure, read_trials
 from study.statistics import Cells, Estimate
+from trainables.scoring.evaluation import Evaluation
 from trainables.settings import Scalar
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
 
-SUBSETS = ("stationary", "nonstationary", "mismatched")
 BEST_TITLE = "Best found"
 ORDER = ("teacher", "oracle", "denoising", "tagging", "alignment", "paper")
+CELL_TITLES = {
+    "s_auc": "source AUC",
+    "t_auc": "target AUC",
+    "pauc": "pAUC",
+    "s_pauc": "source pAUC",
+    "t_pauc": "target pAUC",
+}
 TITLES = {
     "teacher": "Frozen teacher",
     "oracle": "Oracle",
@@ -78,7 +85,8 @@ class Run:
 class Method:
     """One row of the comparison.
 
-    scores, versus_teacher: by ``""`` (all), band, subset and ``subset/band``; the latter paired differences.
+    scores, versus_teacher: by ``""`` (all), band, subset and ``subset/band``, of recordings by ``""`` and cell
+    (``s_auc``); the latter paired differences.
     seeds: confirmed ones. search: metrics on the search machines, for selection only, of ``search_run``.
     """
 
@@ -103,7 +111,7 @@ class Summary:
     name: str
     config: StudyConfig
     study: Mapping[str, Any]
-    bands: tuple[str, ...]
+    evaluation: Evaluation
     runs: tuple[Run, ...]
     methods: Mapping[str, Method]
     finalists: tuple[confirm.Finalist, ...]
@@ -125,9 +133,14 @@ class Summary:
         return self.best.who if self.best else ""
 
     @property
+    def bands(self) -> tuple[str, ...]:
+        """SNR bands, the lowest first; none of recordings."""
+        return self.evaluation.bands
+
+    @property
     def low(self) -> str:
-        """The band of the lowest SNRs."""
-        return self.bands[0]
+        """What headlines quote: the band of the lowest SNRs, of recordings everything (``""``)."""
+        return self.evaluation.focus
 
     @property
     def trials(self) -> list[Run]:
@@ -148,15 +161,14 @@ class Summary:
         pair = [self.methods[name].cells if name in self.methods else None for name in (who, reference)]
         if pair[0] is None or pair[1] is None or who == reference:
             return None
-        return statistics.difference(pair[0].where(band=band), pair[1].where(band=band))
+        return statistics.difference(pair[0].where(band=band or None), pair[1].where(band=band or None))
 
 
 def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
     """Read and estimate a study."""
     runs = tuple(_run(folder, job_id) for job_id in folder.job_ids())
     chosen = tuple(confirm.finalists(config, folder))
-    bands = tuple(sorted(config.scoring.bands_db, key=lambda band: config.scoring.bands_db[band]))
-    methods = _methods(folder, config, runs, chosen, bands)
+    methods = _methods(folder, config, runs, chosen)
     trials = read_trials(folder.path / "optuna.journal")
     curves = {run.id: run.curve for run in runs if run.role == "trial"}
     study = folder.study() or {}
@@ -164,20 +176,20 @@ def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
         name=config.name or folder.path.name,
         config=config,
         study=study,
-        bands=bands,
+        evaluation=config.evaluation,
         runs=runs,
         methods=methods,
         finalists=chosen,
         importance=measure(trials, curves),
         ranges={name: spec for trial in trials.values() for name, spec in _ranges(trial).items()},
         notes=tuple(study.get("notes") or ()),
-        missing=tuple(_missing(config, runs, methods, chosen, bands)),
+        missing=tuple(_missing(config, runs, methods, chosen)),
         held_out=_held_out(folder, methods),
     )
 
 
 def _held_out(folder: StudyFolder, methods: Mapping[str, Method]) -> str:
-    searched = {row["machine"] for row in folder.table("b-teacher")}
+    searched = {statistics.machine_of(row) for row in folder.table("b-teacher")}
     confirmed = {m for method in methods.values() if method.cells for m in method.cells.machines}
     return "held-out recordings" if searched & confirmed else "held-out machines"
 
@@ -218,13 +230,11 @@ def _methods(
     config: StudyConfig,
     runs: tuple[Run, ...],
     chosen: tuple[confirm.Finalist, ...],
-    bands: tuple[str, ...],
 ) -> dict[str, Method]:
-    """Every row: teacher, oracle, published recipes, finalists, in this order."""
+    """Every row: references, published recipes, finalists, in this order."""
+    grid = config.evaluation
     recipes = list(search_spaces.load(config.system).RECIPES)
-    known = [w for w in ORDER if w in ("teacher", "oracle", *recipes)] + [
-        w for w in recipes if w not in ORDER
-    ]
+    known = [w for w in ORDER if w in (*grid.references, *recipes)] + [w for w in recipes if w not in ORDER]
     titles = {who: TITLES.get(who, who.capitalize()) for who in known}
     for finalist in chosen:
         if finalist.who not in titles:
@@ -237,7 +247,7 @@ def _methods(
     for who, title in titles.items():
         mine, teacher, oracle = cells[who], cells.get("teacher"), cells.get("oracle")
         scores, versus = {}, {}
-        for key, where in keys(bands).items():
+        for key, where in keys(grid).items():
             if mine is not None and (estimate := statistics.mean(mine.where(**where))):
                 scores[key] = estimate
             if mine is not None and teacher is not None and who != "teacher":
@@ -246,7 +256,7 @@ def _methods(
                     versus[key] = paired
         gap = None
         if mine is not None and teacher is not None and oracle is not None and who not in confirm.FROZEN:
-            lowest = {"band": bands[0]}
+            lowest = {"band": grid.focus}
             gap = statistics.gap_closed(mine.where(**lowest), teacher.where(**lowest), oracle.where(**lowest))
         run = _search_run(runs, who, chosen)
         found[who] = Method(
@@ -263,12 +273,14 @@ def _methods(
     return found
 
 
-def keys(bands: tuple[str, ...]) -> dict[str, dict[str, str]]:
+def keys(grid: Evaluation) -> dict[str, dict[str, str]]:
     """Names of the slices of the grid, and what each selects."""
     found: dict[str, dict[str, str]] = {"": {}}
-    found |= {band: {"band": band} for band in bands}
-    found |= {subset: {"subset": subset} for subset in SUBSETS}
-    return found | {f"{s}/{b}": {"subset": s, "band": b} for s in SUBSETS for b in bands}
+    if not grid.mixed:
+        return found | {metric: {"metric": metric} for metric in grid.metrics}
+    found |= {band: {"band": band} for band in grid.bands}
+    found |= {subset: {"subset": subset} for subset in grid.subsets}
+    return found | {f"{s}/{b}": {"subset": s, "band": b} for s in grid.subsets for b in grid.bands}
 
 
 def _cells(folder: StudyFolder, config: StudyConfig, runs: tuple[Run, ...], who: str) -> Cells | None:
@@ -304,10 +316,10 @@ def _missing(
     runs: tuple[Run, ...],
     methods: Mapping[str, Method],
     chosen: tuple[confirm.Finalist, ...],
-    bands: tuple[str, ...],
 ) -> list[str]:
     """What a complete study would have and this one has not, in words."""
     found = []
+    grid = config.evaluation
     trials = [run for run in runs if run.role == "trial"]
     running = [run.id for run in trials if run.state == "open"]
     if not trials:
@@ -318,14 +330,14 @@ def _missing(
         found.append(f"{len(trials)} of {config.search.trials} search trials were started.")
     if trials and not chosen:
         found.append("No search trial ran to its last epoch, so there is no best setting.")
-    for who in confirm.FROZEN:
+    for who in grid.references:
         run = next((run for run in runs if run.id == f"b-{who}"), None)
         if run is None or run.state != "finished":
             found.append(f"The {who} was not scored on the search machines.")
     if not config.confirm.seeds:
         found.append("No confirmation stage (confirm.seeds = 0): nothing was scored on held-out machines.")
     elif chosen:
-        wanted = [*confirm.FROZEN, *config.confirm.recipes, *(f.who for f in chosen)]
+        wanted = [*grid.references, *config.confirm.recipes, *(f.who for f in chosen)]
         for who in dict.fromkeys(wanted):
             have = methods[who].seeds if who in methods else ()
             lacking = [str(seed) for seed in range(config.confirm.seeds) if seed not in have]
@@ -334,12 +346,12 @@ def _missing(
                 found.append(f"{title}: seed {', '.join(lacking)} of the confirmation is missing or failed.")
     confirmed = [method.cells for method in methods.values() if method.cells]
     if confirmed:
-        subsets = {s for cells in confirmed for s, _, _ in cells.keys}
-        found += [f"The subset {subset} was not scored." for subset in SUBSETS if subset not in subsets]
-        scored_bands = {b for cells in confirmed for _, b, _ in cells.keys}
-        found += [f"The SNR band {band} was not scored." for band in bands if band not in scored_bands]
+        subsets = {key[0] for cells in confirmed for key in cells.keys}
+        found += [f"The subset {subset} was not scored." for subset in grid.subsets if subset not in subsets]
+        scored_bands = {key[1] for cells in confirmed for key in cells.keys}
+        found += [f"The SNR band {band} was not scored." for band in grid.bands if band not in scored_bands]
         for metric, domain in (("s_auc", "source"), ("t_auc", "target")):
-            if all(_empty(cells, metric) for cells in confirmed):
+            if metric in grid.metrics and all(_empty(cells, metric) for cells in confirmed):
                 found.append(f"No machine has normal test clips of the {domain} domain: one AUC is left out.")
     return found
 

@@ -19,8 +19,9 @@ from trainables.errors import UserError
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_every_preset_is_a_study_that_validates(name: str, tmp_path: Path) -> None:
-    settings = [f"corpus.manifest={tmp_path / 'm.csv'}"] if name == "stems" else []
-    config = resolve(presets.load(name), settings)
+    own = {"stems": [f"corpus.manifest={tmp_path / 'm.csv'}"]}
+    own["dcase"] = [f"corpus.root={tmp_path}", "corpus.year=2023"]
+    config = resolve(presets.load(name), own.get(name, []))
     assert config.preset == name
     assert config.search.trials >= 12
     assert "paper" in config.search.recipes
@@ -36,6 +37,17 @@ def test_quick_is_small_and_runs_on_one_core() -> None:
 def test_stems_asks_for_its_manifest() -> None:
     with pytest.raises(UserError, match=r"corpus\.manifest"):
         resolve(presets.load("stems"))
+
+
+def test_dcase_asks_for_folder_and_year(tmp_path: Path) -> None:
+    for given, missing in (
+        ([], r"corpus\.root = None: .* needs the folder"),
+        ([f"corpus.root={tmp_path}"], r"corpus\.year = None: allowed are 2020 to 2026"),
+        ([f"corpus.root={tmp_path}", "corpus.year=2019"], r"corpus\.year = 2019: allowed are 2020 to 2026"),
+        (["corpus.kind=factory", "corpus.noise=factory"], r"corpus\.noise = 'factory': .* does not read it"),
+    ):
+        with pytest.raises(UserError, match=missing):
+            resolve(presets.load("dcase"), given)
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
