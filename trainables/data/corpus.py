@@ -40,8 +40,8 @@ class Clip:
     (machines). split: ``train`` (banks and training), ``test`` (queries; noise for scoring) or ``supplemental``
     (training only). recording: clips that share one never fall on both sides of a drawn split, and intervals are
     clustered by it. origin: file and piece it came from, for messages. section, attributes: what the challenge says
-    of a clip (``id_00`` or ``section_00``; ``vel_15``), empty where it says nothing; scoring reads neither, ``name``
-    is the machine's whole identity.
+    of a clip (``id_00`` or ``section_00``; ``vel_15``; of the factory the unit), empty where it says nothing; scoring
+    reads neither: there ``name`` is the machine's whole identity.
     """
 
     role: str

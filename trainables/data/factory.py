@@ -74,6 +74,7 @@ class FactorySource:
                             origin=origin,
                             label=label,
                             domain=domain,
+                            section=f"unit_{unit:02d}",
                         )
                     )
         return clips
