@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from study.search import OBJECTIVE, Job, Search
+from study.folder import StudyFolder
+from study.search import OBJECTIVE, Job
 from trainables.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,18 @@ MAX_FAILURES = 3  # first trials of a run that may all fail before the study sto
 class StudyFailed(Exception):
     """Every trial so far failed; the message names their reasons. The study can be resumed once that is
     mended."""
+
+
+class Source(Protocol):
+    """Where the jobs of the first stage come from: a ``Search``, or a ``Probe``."""
+
+    folder: StudyFolder
+
+    def ask(self) -> Job | None: ...
+
+    def report(self, job_id: str, epoch: int, value: float) -> None: ...
+
+    def tell(self, job_id: str, result: Mapping[str, Any]) -> None: ...
 
 
 class Listener(Protocol):
@@ -69,7 +82,7 @@ class Agenda:
 
     def __init__(
         self,
-        search: Search,
+        search: Source,
         *,
         before_search: Iterable[Job] = (),
         after_search: Callable[[], Iterable[Job]] | None = None,

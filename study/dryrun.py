@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import search_spaces
 from study.command import Command
+from study.limits import FROZEN
 from study.preflight import preflight
 from study.summary import count
 from trainables.settings import to_dict
@@ -23,13 +24,14 @@ def dry_run(command: Command) -> int:
     """
     config = command.config
     checked = preflight(config, command.storage, command.tracking_uri, dry_run=True)
-    system = search_spaces.load(config.system)
     num_references = len(config.evaluation.references)
     confirmed = config.confirm.seeds * (
         num_references + config.confirm.finalists + len(config.confirm.recipes)
     )
     print(f"study {config.name} (dry run: nothing is started)")
     print("\n".join(checked.lines))
+    if config.system == FROZEN:
+        return dry_probe(command, checked.notes)
     print(
         f"jobs       {config.search.trials} trials of up to {config.training.epochs} epochs, then up to {confirmed} "
         f"to confirm the best; {count(num_references, 'frozen reference')}"
@@ -41,6 +43,7 @@ def dry_run(command: Command) -> int:
         print(f"  {line}")
     print("\nsettings")
     print(json.dumps(to_dict(config), indent=1))
+    system = search_spaces.load(config.system)
     print("\npublished recipes")
     for name, params in system.RECIPES.items():
         mark = "tried first" if name in config.search.recipes else "not in search.recipes"
@@ -48,6 +51,24 @@ def dry_run(command: Command) -> int:
     print("\none sampled trial per branch")
     for label, params in sampled_branches(system, config.search.seed):
         print(f"  {label}: {json.dumps(params)}")
+    return 0
+
+
+def dry_probe(command: Command, notes: Sequence[str]) -> int:
+    """The rest of it for a probe: its layers and poolings, and its settings."""
+    from study.preflight import encoder_layout
+    from study.probe import readings_of
+
+    config = command.config
+    settings = readings_of(*encoder_layout(config.encoder, config.corpus))
+    print(f"jobs       {len(settings)}, which train nothing: every layer and pooling of {config.encoder.name}")
+    for note in notes:
+        print(f"note       {note}")
+    print("\nsettings")
+    print(json.dumps(to_dict(config), indent=1))
+    print("\nlayers and poolings, each with every back end")
+    for layer, pooling in settings:
+        print(f"  layer {layer}, {pooling}")
     return 0
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Rule = tuple[str, Callable[[Any], bool], str, Any]
 DCASE_YEARS = range(2020, 2027)
+FROZEN = "frozen"  # the system that trains nothing: a probe (study/probe.py)
 SEEDS = 2**31  # what every random generator in use takes
 
 
@@ -107,8 +108,8 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
     from trainables.scoring.backends import backends
 
     corpus, training, search, slots = config.corpus, config.training, config.search, config.slots
-    if config.system not in search_spaces.SYSTEMS:
-        allowed = ", ".join(search_spaces.SYSTEMS)
+    if config.system not in (*search_spaces.SYSTEMS, FROZEN):
+        allowed = ", ".join((*search_spaces.SYSTEMS, FROZEN))
         yield refusal("system", config.system, f"allowed: {allowed}", "system", search_spaces.SYSTEMS[0])
     if corpus.kind == "stems" and not corpus.manifest:
         yield refusal(
@@ -163,6 +164,14 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
         near = difflib.get_close_matches(config.scoring.backend, known, n=1, cutoff=0.0)[0]
         yield refusal("scoring.backend", config.scoring.backend, why, "scoring.backend", near)
     yield from _band_misfits(config)
+    if config.system == FROZEN:
+        if config.confirm.seeds:
+            why = "system = 'frozen' trains nothing that could be confirmed"
+            yield refusal("confirm.seeds", config.confirm.seeds, why, "confirm.seeds", 0)
+        if search.recipes:
+            why = "system = 'frozen' trains nothing, so it has no recipes"
+            yield refusal("search.recipes", list(search.recipes), why, "search.recipes", [])
+        return
     recipes = search_spaces.load(config.system).RECIPES
     for key, chosen in (("search.recipes", search.recipes), ("confirm.recipes", config.confirm.recipes)):
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(recipes):

@@ -63,8 +63,20 @@ def dcase() -> StudyConfig:
     )
 
 
+def probe() -> StudyConfig:
+    """Every layer, pooling and back end of a frozen encoder, nothing trained: two minutes on two cores."""
+    return StudyConfig(
+        preset="probe",
+        system="frozen",
+        training=TrainingConfig(epochs=1),
+        search=SearchConfig(grace_epochs=1, recipes=()),
+        slots=SlotsConfig(count=2, workers=1, cpus_per_worker=0.5),  # so that one core will do
+        confirm=ConfirmConfig(seeds=0, recipes=()),
+    )
+
+
 PRESETS: Mapping[str, Callable[[], StudyConfig]] = MappingProxyType(
-    {preset.__name__: preset for preset in (quick, factory, stems, dcase)}
+    {preset.__name__: preset for preset in (quick, factory, stems, dcase, probe)}
 )
 DEFAULT = "quick"
 

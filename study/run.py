@@ -32,11 +32,13 @@ if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "study":
 from study.command import Command, parse  # noqa: E402
 from study.driver import handlers_restored, ignore_stops, interrupt, only_driver  # noqa: E402
 from study.folder import StudyFolder  # noqa: E402
+from study.limits import FROZEN  # noqa: E402
 from study.outlet import outlet  # noqa: E402
 from trainables.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
+    from study.probe import Probe
     from study.search import Search
 
 FLUSH_S, HURRIED_FLUSH_S = 60.0, 5.0  # how long the end of a study waits for MLflow; when interrupted
@@ -114,17 +116,21 @@ def run(command: Command) -> int:
             return search_and_report(command, folder, study, search or open_search(command, folder))
 
 
-def open_search(command: Command, folder: StudyFolder) -> Search:
-    """The study's search, as far as it has come."""
+def open_search(command: Command, folder: StudyFolder) -> Search | Probe:
+    """The study's search or probe, as far as it has come."""
     import search_spaces
     from study.search import Search
 
-    system = search_spaces.load(command.config.system)
     cache_dir = command.storage / "cache"
+    if command.config.system == FROZEN:
+        from study.probe import Probe
+
+        return Probe(command.config, folder, cache_dir=cache_dir)
+    system = search_spaces.load(command.config.system)
     return Search(command.config, folder, space=system.space, recipes=system.RECIPES, cache_dir=cache_dir)
 
 
-def nothing_left(command: Command, folder: StudyFolder, search: Search) -> bool:
+def nothing_left(command: Command, folder: StudyFolder, search: Search | Probe) -> bool:
     """Whether every job of the study has ended, so that neither Ray nor workers are needed."""
     from study.confirm import confirm_jobs
 
@@ -133,27 +139,25 @@ def nothing_left(command: Command, folder: StudyFolder, search: Search) -> bool:
 
 
 def search_and_report(
-    command: Command, folder: StudyFolder, study: dict[str, Any], search: Search, *, train: bool = True
+    command: Command, folder: StudyFolder, study: dict[str, Any], search: Search | Probe, *, train: bool = True
 ) -> int:
     """Everything that needs Ray (with ``train``), then the findings."""
     from study.agenda import StudyFailed
-    from study.report import print_comparison, write_report
     from study.tracking import Tracker
 
     config = command.config
     if train:
         importlib.import_module("study.tuning")  # heavy, and the tracker's thread imports as well
     tracker = Tracker(command.tracking_uri, config.name, folder)
-    tracker.start(study, f"{config.search.trials} trials of {config.system} on {config.corpus.kind}.")
+    what = f"{config.search.trials} trials of {config.system}"
+    if config.system == FROZEN:
+        what = f"Every layer, pooling and back end of the frozen encoder {config.encoder.name}"
+    tracker.start(study, f"{what} on {config.corpus.kind}.")
     status, code, flush_s = "FAILED", 1, FLUSH_S
     try:
         if train:
             run_all_jobs(command, folder, search, tracker)
-        summary = write_report(folder, config)
-        tracker.log_artifacts(summary.files)
-        tracker.set_parent(headline(folder), {})
-        print(flush=True)
-        print_comparison(summary)
+        report(command, folder, tracker)
         print(f"\nfindings   {command.folder / 'findings.md'}", flush=True)
         status, code = "FINISHED", 0
     except StudyFailed as error:
@@ -169,9 +173,30 @@ def search_and_report(
     return code
 
 
-def run_all_jobs(command: Command, folder: StudyFolder, search: Search, tracker: Any) -> None:
+def report(command: Command, folder: StudyFolder, tracker: Any) -> None:
+    """Write the findings, give them to MLflow, and print the comparison."""
+    if command.config.system == FROZEN:
+        from study import probe_report
+
+        found = probe_report.write_report(folder, command.config)
+        tracker.log_artifacts(found.files)
+        tracker.set_parent(*probe_report.headline(found))
+        print(flush=True)
+        probe_report.print_ranking(found)
+        return
+    from study.report import print_comparison, write_report
+
+    summary = write_report(folder, command.config)
+    tracker.log_artifacts(summary.files)
+    tracker.set_parent(headline(folder), {})
+    print(flush=True)
+    print_comparison(summary)
+
+
+def run_all_jobs(command: Command, folder: StudyFolder, search: Search | Probe, tracker: Any) -> None:
     """References, trials and confirmations on warm slots. Raises StudyFailed if no trial works."""
     from study.confirm import confirm_jobs
+    from study.probe import Probe
     from study.progress import Progress
     from study.slots import slot_class
     from study.tuning import run_jobs
@@ -182,7 +207,8 @@ def run_all_jobs(command: Command, folder: StudyFolder, search: Search, tracker:
         for job_id in folder.job_ids()
         if (job := folder.job(job_id)) is not None and (result := folder.result(job_id)) is not None
     ]
-    progress = Progress(expected_jobs(config), num_slots=config.slots.count, begun=BEGUN, earlier=earlier)
+    expected = {"frozen trial": len(search.jobs)} if isinstance(search, Probe) else expected_jobs(config)
+    progress = Progress(expected, num_slots=config.slots.count, begun=BEGUN, earlier=earlier)
     if earlier:
         progress.say(f"going on: {len(earlier)} jobs have ended already")
 
@@ -205,6 +231,8 @@ def reference_jobs(command: Command, folder: StudyFolder) -> list[dict[str, Any]
     """The frozen references on the search machines: what every trial is measured against."""
     from study.search import build_job
 
+    if command.config.system == FROZEN:
+        return []  # a probe has nothing else to be measured against
     frozen = replace(command.config, system="frozen")
     return [
         build_job(

@@ -27,9 +27,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from study.agenda import Agenda, Listener
+from study.agenda import Agenda, Listener, Source
 from study.folder import StudyFolder
-from study.search import OBJECTIVE, Job, Search
+from study.search import OBJECTIVE, Job
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
@@ -216,7 +216,7 @@ class _Named:
 
 def run_jobs(
     config: StudyConfig,
-    search: Search,
+    search: Source,
     trainable: Any,
     *,
     before_search: Iterable[Job] = (),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class TinyStudy:
     storage: Path
     ray_folder: Path
     name: str = "tiny"
+    settings: Sequence[str] = tuple(SETTINGS)
     said: str = ""
 
     @property
@@ -51,7 +52,7 @@ class TinyStudy:
         return os.environ | {"RAY_TMPDIR": str(self.ray_folder)}
 
     def arguments(self, *more: str) -> list[str]:
-        return ["--storage", str(self.storage), "--name", self.name, *SETTINGS, *more]
+        return ["--storage", str(self.storage), "--name", self.name, *self.settings, *more]
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """The driver in a process group of its own, so that a signal reaches it alone."""
@@ -107,20 +108,37 @@ class TinyStudy:
         ]
 
 
+@contextlib.contextmanager
+def cleaned_up(study: TinyStudy) -> Iterator[TinyStudy]:
+    """Whatever the study's processes are doing at the end, they end."""
+    try:
+        yield study
+    finally:
+        for pid in study.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(study.ray_folder, ignore_errors=True)
+
+
+@pytest.fixture
+def small_probe(tmp_path: Path) -> Iterator[TinyStudy]:
+    """A probe that has not run yet."""
+    settings = ["--preset", "probe"]
+    for setting in ("corpus.clips_per_machine=8", "corpus.clip_s=1.0", "slots.count=1"):
+        settings += ["--set", setting]
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    with cleaned_up(TinyStudy(tmp_path / "runs", ray_folder, name="small", settings=settings)) as study:
+        yield study
+
+
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStudy]:
     """Two trials and a confirmation, run to the end by the command itself. Tests may extend it."""
     ray_folder = Path(
         tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     )  # pytest's own are too long for Ray's sockets
-    study = TinyStudy(tmp_path_factory.mktemp("tiny"), ray_folder)
-    try:
+    with cleaned_up(TinyStudy(tmp_path_factory.mktemp("tiny"), ray_folder)) as study:
         done = study.run("--trials", "2")
         assert done.returncode == 0, done.stdout + done.stderr
         study.said = done.stdout
         yield study
-    finally:
-        for pid in study.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(ray_folder, ignore_errors=True)
