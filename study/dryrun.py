@@ -61,7 +61,9 @@ def dry_probe(command: Command, notes: Sequence[str]) -> int:
 
     config = command.config
     settings = readings_of(*encoder_layout(config.encoder, config.corpus))
-    print(f"jobs       {len(settings)}, which train nothing: every layer and pooling of {config.encoder.name}")
+    print(
+        f"jobs       {len(settings)}, which train nothing: every layer and pooling of {config.encoder.name}"
+    )
     for note in notes:
         print(f"note       {note}")
     print("\nsettings")

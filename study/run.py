@@ -139,7 +139,12 @@ def nothing_left(command: Command, folder: StudyFolder, search: Search | Probe) 
 
 
 def search_and_report(
-    command: Command, folder: StudyFolder, study: dict[str, Any], search: Search | Probe, *, train: bool = True
+    command: Command,
+    folder: StudyFolder,
+    study: dict[str, Any],
+    search: Search | Probe,
+    *,
+    train: bool = True,
 ) -> int:
     """Everything that needs Ray (with ``train``), then the findings."""
     from study.agenda import StudyFailed
