@@ -82,8 +82,8 @@ class TrainingConfig:
 
     ``adapt_on_bank`` (systems ``adapt`` and ``identify``) lets a student also learn from the bank of the machines it is
     scored on, which are normal training clips; its scores then say nothing about new machines.
-    ``anchor_in_denominator`` (``identify``) is a habit of the code published with CLP-SCF: in the contrast an example is
-    also compared with itself.
+    ``anchor_in_denominator`` (``identify``) is a habit of the code published with CLP-SCF: in the contrast an example
+    is also compared with itself.
     """
 
     epochs: int = 6
@@ -103,8 +103,8 @@ class TrainingConfig:
 class ScoringConfig:
     """How an epoch is judged: SNR bands in dB, the back end whose ``official`` is the objective, and cost.
 
-    ``margin_at_test`` (``identify``) is a habit of the code published with CLP-SCF: the margin of training stays on when
-    the likelihood of an identity is taken.
+    ``margin_at_test`` (``identify``) is a habit of the code published with CLP-SCF: the margin of training stays on
+    when the likelihood of an identity is taken.
     """
 
     bands_db: Mapping[str, Band] = field(
