@@ -3,6 +3,7 @@
 ::
 
     <storage>/<study>/study.json                 configuration, identity, command, versions
+                     /corpus.json                digests of the recordings, by name
     <storage>/<study>/jobs/<id>/job.json         what was to be run
                                /records.jsonl    one record per finished epoch
                                /knn.json         the last full table of scores
@@ -41,6 +42,13 @@ class StudyFolder:
 
     def write_study(self, study: Mapping[str, Any]) -> None:
         _write(self.path / "study.json", study)
+
+    def corpus_files(self) -> dict[str, str]:
+        """Digests of the study's recordings by name; empty if it has none of its own."""
+        return _read(self.path / "corpus.json") or {}
+
+    def write_corpus_files(self, files: Mapping[str, str]) -> None:
+        _write(self.path / "corpus.json", files)
 
     def job_ids(self) -> list[str]:
         """All jobs known, in name order."""

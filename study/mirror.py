@@ -147,7 +147,9 @@ class Mirror:
             **{key: config.get(key) for key in ("system", "preset")},
             "state": "running",
             "mlflow.note.content": self.ledger.description,
-            "mlflow.source.git.commit": versions.get("commit"),
+            "mlflow.source.git.commit": None
+            if versions.get("commit") == "unknown"
+            else versions.get("commit"),
         }
         run_id = self._run(PARENT, event)
         self._log(run_id, tags=tags, params=run_text.params({"trial": config}))

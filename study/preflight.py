@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,9 +48,11 @@ print(json.dumps([loaded.backbone.num_layers, loaded.backbone.num_bands]))
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What was found. ``corpus_identity`` changes with any sample; ``notes`` belong under every table."""
+    """What was found. ``corpus_identity`` changes with any sample, ``files`` are digests of the recordings by name;
+    ``notes`` belong under every table."""
 
     corpus_identity: str
+    files: Mapping[str, str]
     notes: tuple[str, ...]
     lines: tuple[str, ...]
     machines: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
     )
     return Preflight(
         corpus_identity=source.identity,
+        files=source.files,
         notes=(*corpus.notes, *notes),
         lines=lines,
         machines=tuple(machine_table(corpus)),

@@ -96,7 +96,9 @@ def run(command: Command) -> int:
     if config.corpus.kind != "factory":
         render_corpus(command)  # recordings can turn out unusable: nothing is started before that is known
     with only_driver(folder):
-        study = describe(config, folder, checked.notes)
+        study = describe(config, folder, checked)
+        if checked.files:
+            folder.write_corpus_files(checked.files)
         search = open_search(command, folder) if folder.study() is not None else None
         if search is not None and nothing_left(command, folder, search):
             print("every job of this study has ended: nothing is left to train", flush=True)

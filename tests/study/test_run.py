@@ -25,7 +25,8 @@ from study.command import parse
 from study.dryrun import sampled_branches
 from study.folder import StudyFolder
 from study.outlet import Outlet
-from study.provenance import command_line
+from study.preflight import preflight
+from study.provenance import command_line, describe
 
 # -- a whole study, one after the other: each test goes on where the one before has left it --------------------
 
@@ -121,6 +122,9 @@ def test_ctrl_c_twice_ends_it_cleanly_and_a_second_driver_is_refused(
     assert "to go on, give the same command again" in err
     assert "--trials 4" in err
     tiny_study.wait_for(lambda: not tiny_study.processes(), "the end of Ray", 20)
+    assert list((tiny_study.ray_folder / "ray").glob("session_2*")) == [], (
+        "Ray's logs of an interrupted study"
+    )
     assert {run["status"] for run in tiny_study.runs()} <= {"FINISHED", "KILLED"}
 
 
@@ -244,6 +248,23 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         ["127.0.0.1:9", "connection refused"],
     ),
 }
+
+
+def test_a_recording_that_has_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_stems(tmp_path / "own")
+    arguments = ["--storage", str(tmp_path / "storage"), "--name", "mine", *stems(manifest)]
+    given = parse(arguments)
+    folder, found = StudyFolder(given.folder), preflight(given.config, given.storage, given.tracking_uri)
+    folder.write_study(describe(given.config, folder, found))
+    folder.write_corpus_files(found.files)
+    for name in ("good1", "bad3"):
+        wave, rate_hz = soundfile.read(manifest.parent / f"{name}.wav")
+        soundfile.write(manifest.parent / f"{name}.wav", 0.5 * wave[::-1], rate_hz)
+    assert command.main(arguments) == 2
+    said = capsys.readouterr()
+    assert "bad3.wav, good1.wav have changed since this study began; put the recordings back" in said.err
+    assert said.err.count("\n") == 1
+    assert "starting Ray" not in said.out
 
 
 @pytest.mark.parametrize("what", REFUSALS)

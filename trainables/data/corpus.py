@@ -14,7 +14,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -60,13 +60,15 @@ class Source(Protocol):
     """Lists clips and renders them. ``identity`` changes whenever a rendered sample could.
 
     ``year`` is None where machine and noise are apart and are mixed here, else the challenge whose recordings these
-    are: mixed already, and scored as they are by that year's rule.
+    are: mixed already, and scored as they are by that year's rule. ``files`` are digests of the content of the files
+    it reads, by name; empty where a study's settings cover them.
     """
 
     clips: tuple[Clip, ...]
     roles: MachineRoles
     year: int | None
     identity: str
+    files: Mapping[str, str]
     notes: tuple[str, ...]
 
     def render(self, index: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +78,7 @@ class DcaseSource:
             *_supplement_notes(files),
             *_length_notes(files, config),
         )
+        self.files: Mapping[str, str] = {}
         facts = [[dataclasses.asdict(f.clip), f.path.stat().st_size] for f in files]
         self.identity = digest(
             {"dcase": REVISION, "year": config.year, "channel": config.channel, "clips": facts}

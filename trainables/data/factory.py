@@ -9,6 +9,8 @@ Machine types are split three ways: some only train, some are scored while searc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from trainables.data import designs
@@ -43,6 +45,7 @@ class FactorySource:
         self.roles = MachineRoles(train=designs.TRAIN, search=designs.SEARCH, confirm=designs.CONFIRM)
         self.notes: tuple[str, ...] = ()
         self.year: int | None = None
+        self.files: Mapping[str, str] = {}
         self.identity = digest({"factory": REVISION, "seed": config.seed, "clips": config.clips_per_machine})
         self.clips = tuple(self._machine_clips() + self._noise_clips())
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,7 @@ class StemsSource:
         self.roles, notes = machine_roles(self.clips, config.seed)
         require_noise(self.clips)
         self.notes: tuple[str, ...] = (*notes, *copies, *self._notes())
+        self.files: Mapping[str, str] = {name: files[name].sha256 for name in sorted(paths)}
         hash_of = {path: files[name].sha256 for name, path in paths.items()}
         facts = [
             [dataclasses.asdict(clip) | {"origin": hash_of[piece.path]}, piece.start_s, piece.end_s]
