@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from trainables.errors import UserError
 
 ALLOWED = "sqlite:///PATH, http(s)://HOST:PORT or postgresql://..."
-DATABASES = {"postgresql": (5432, "psycopg2"), "mysql": (3306, "pymysql"), "mssql": (1433, "pyodbc")}
+DATABASES = {"postgresql": (5432, "psycopg"), "mysql": (3306, "pymysql"), "mssql": (1433, "pyodbc")}
 
 
 def redact(uri: str) -> str:
@@ -116,6 +116,8 @@ def _check_sqlite(uri: str, timeout_s: float) -> None:
         raise wrong("names no file (a database in memory is lost when the study ends)")
     if path.is_dir():
         raise wrong(f"{path} is a folder")
+    if "working_dir_files" in path.absolute().parts:  # a Ray job's throw-away copy of the project
+        raise wrong(f"{path.absolute()} vanishes with the Ray job; a file below --storage stays")
     folder = path.absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -229,6 +231,9 @@ def _check_server(uri: str, timeout_s: float) -> None:
         os.environ.get(f"MLFLOW_TRACKING_{x}") for x in ("AUTH", "AWS_SIGV4")
     ):
         return  # it is there; only MLflow's own plugin can sign requests to it
+    if answer.status_code == 401 and auth:
+        fix = "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials"
+        raise wrong(f"it refuses the user {auth[0]!r} with this password (401)", fix)
     if answer.status_code == 401:
         raise wrong(
             "it wants a user and password (401)",

@@ -9,7 +9,8 @@
 #
 # Secrets come by the environment, so that `ps` shows none. The server speaks plain HTTP: outside of a private network put
 # a proxy with TLS in front. It answers only under the host names allowed, with their port. Any user may read and continue
-# every study (default_permission below). The admin's password is taken at the first start and changed in MLflow later.
+# every study (default_permission below). The admin's password is taken at the first start and changed in MLflow later; an
+# old password may still pass for a minute, because checking one afresh for every request is most of the server's work.
 set -euo pipefail
 umask 077
 
@@ -29,6 +30,7 @@ cat > "$MLFLOW_AUTH_CONFIG_PATH" << INI
 default_permission = EDIT
 database_uri = ${MLFLOW_BACKEND_STORE_URI//%/%%}
 admin_username = ${MLFLOW_AUTH_ADMIN_USERNAME:-admin}
+auth_cache_ttl_seconds = 60
 INI
 
 mlflow server --app-name basic-auth &

@@ -259,7 +259,7 @@ def test_versions_equal_the_lock_s(root: Path) -> None:
             assert tag == version, file
         for ray_version in re.findall(r"rayVersion: '?([\d.]+)", text):
             assert ray_version == pinned["ray"], file
-    for needed in ("boto3", "google-api-python-client", "psycopg2-binary", "flask-wtf"):
+    for needed in ("boto3", "google-api-python-client", "psycopg-binary", "flask-wtf"):
         assert needed in pinned, "`ray up` and MLflow's server need it"
 
 

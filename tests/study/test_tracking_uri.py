@@ -63,6 +63,7 @@ def test_check_refuses(tmp_path: Path, empty_store: bytes) -> None:
         (f"sqlite:///{tmp_path}/file/mlflow.db", "cannot write in"),
         (f"sqlite:///{tmp_path}/file", "file is not a database"),
         ("sqlite:///:memory:", "names no file"),
+        (f"sqlite:///{tmp_path}/working_dir_files/copy/mlflow.db", "vanishes with the Ray job"),
         ("sqlite://", "names no file"),
         (f"sqlite:///{tmp_path}/older.db", f"mlflow db upgrade sqlite:///{tmp_path}/older.db"),
         (f"sqlite:///{tmp_path}/newer.db", "newer MLflow"),
