@@ -1,7 +1,8 @@
 """Does what the slots ask for exist? CPUs and GPUs of this machine or of a Ray cluster, and the sum that must fit.
 
 ``describe`` is arithmetic on a ``Supply``; ``of_machine`` and ``of_cluster`` find one out. Asking for more than
-there is, or than an autoscaler can add, is a ``UserError``: a study would otherwise wait for ever.
+there is, or than an autoscaler can add, is a ``UserError``: a study would otherwise wait for ever. On a cluster the
+head's memory is counted too, because the actors that lead the slots stay there (``slots.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # the cluster launcher leaves its configuration on the head
 UNITS = {"CPU": "slots.cpus_per_worker", "GPU": "slots.gpus_per_worker"}
+HEAD = "node:__internal_head__"  # the resource that only a head has
+DRIVER_GB, SLOT_GB = 1.0, 0.6  # of the head's memory: the study itself; what leads one slot (measured: 0.55)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +31,15 @@ class Supply:
     """CPUs and GPUs, under Ray's names.
 
     ``total`` is what is there now, or what an autoscaler can bring it to; ``widest`` the most that one node has.
-    ``open_ended`` says that an autoscaler may add nodes of which nothing is known here.
+    ``open_ended`` says that an autoscaler may add nodes of which nothing is known here; ``head_gb`` is the head's
+    memory, None where workers share it.
     """
 
     where: str
     total: Mapping[str, float]
     widest: Mapping[str, float]
     open_ended: bool = False
+    head_gb: float | None = None
 
 
 def describe(slots: SlotsConfig, supply: Supply) -> str:
@@ -64,9 +69,23 @@ def describe(slots: SlotsConfig, supply: Supply) -> str:
         if supply.open_ended:
             room = f"needed; {supply.where} has {_count(have, unit)} now and may add nodes"
         sums.append(f"{counted}: {needed:g} {room}")
-    return (
-        "; ".join(sums) or f"{_count(slots.count, 'slot')} x {_count(slots.workers, 'worker')}, none reserved"
-    )
+    if not sums:
+        sums.append(f"{_count(slots.count, 'slot')} x {_count(slots.workers, 'worker')}, none reserved")
+    if supply.head_gb is not None:
+        sums.append(_on_the_head(slots, supply.head_gb))
+    return "; ".join(sums)
+
+
+def _on_the_head(slots: SlotsConfig, have_gb: float) -> str:
+    needed_gb = DRIVER_GB + slots.count * SLOT_GB
+    counted = f"{DRIVER_GB:g} GB for the driver and {_count(slots.count, 'slot')} x {SLOT_GB:g} GB"
+    if needed_gb > have_gb:
+        fitting = max(1, math.floor((have_gb - DRIVER_GB) / SLOT_GB))
+        raise UserError(
+            f"slots.count = {slots.count}: {counted} is {needed_gb:.1f} GB on the cluster's head, which has "
+            f"{have_gb:.1f} GB; for example --set slots.count={fitting}, or a head with more memory"
+        )
+    return f"{counted}: {needed_gb:.1f} of {have_gb:.1f} GB on the head"
 
 
 def _smaller(slots: SlotsConfig, unit: str, have: float) -> str:
@@ -121,18 +140,34 @@ def of_cluster() -> Supply:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    head_gb = next((node.get("memory", 0) / 1e9 for node in nodes if HEAD in node), None)
     where = f"the Ray cluster ({_count(len(nodes), 'node')})"
     total = {unit: sum(float(node.get(unit, 0)) for node in nodes) for unit in UNITS}
     widest = {unit: max((float(node.get(unit, 0)) for node in nodes), default=0.0) for unit in UNITS}
     limit = _growth_limit()
     if limit is None:
-        return Supply(where=where, total=total, widest=widest, open_ended=_has_autoscaler())
+        hosts = _num_hosts()
+        growing = _has_autoscaler() if hosts is None else len(nodes) < hosts
+        head_gb = head_gb if growing or len(nodes) > 1 else None
+        return Supply(where=where, total=total, widest=widest, open_ended=growing, head_gb=head_gb)
     grown, grown_widest = limit
     return Supply(
         where=f"{where[:-1]} now, as the autoscaler can grow it)",
         total={u: max(total[u], grown[u]) for u in UNITS},
         widest={u: max(widest[u], grown_widest[u]) for u in UNITS},
+        head_gb=head_gb,
     )
+
+
+def _num_hosts(path: Path = BOOTSTRAP) -> int | None:
+    """Of a cluster on given hosts, how many there are; None for any other."""
+    import yaml
+
+    try:
+        provider = yaml.safe_load(path.expanduser().read_text())["provider"]
+        return 1 + len(provider["worker_ips"]) if provider["type"] == "local" else None
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def _growth_limit(path: Path = BOOTSTRAP) -> tuple[dict[str, float], dict[str, float]] | None:

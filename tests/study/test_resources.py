@@ -73,6 +73,21 @@ def test_an_autoscaler_of_unknown_size_is_trusted() -> None:
     assert "has 0 GPU now and may add nodes" in describe(slots(8, 1, 1, 1), supply)
 
 
+def test_the_head_holds_what_leads_the_slots() -> None:
+    total = {"CPU": 64.0, "GPU": 0.0}
+    supply = Supply(where="the Ray cluster (3 nodes)", total=total, widest=total, head_gb=8.0)
+    assert describe(slots(8), supply).endswith(
+        "1 GB for the driver and 8 slots x 0.6 GB: 5.8 of 8.0 GB on the head"
+    )
+    with pytest.raises(
+        UserError, match=r"slots\.count = 40: .* is 25\.0 GB on the cluster's head, which has 8\.0 GB"
+    ):
+        describe(slots(40), supply)
+    with pytest.raises(UserError, match=r"--set slots\.count=11, or a head with more memory"):
+        describe(slots(12), supply)
+    assert describe(slots(11), supply)
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -109,6 +124,15 @@ def test_the_launcher_configuration_tells_how_far_a_cluster_grows(tmp_path: Path
     total, widest = resources._growth_limit(path) or ({}, {})
     assert total == {"CPU": 4 + 3 * 8, "GPU": 6}
     assert widest == {"CPU": 8, "GPU": 2}
+
+
+def test_given_hosts_are_as_many_as_there_will_be(tmp_path: Path) -> None:
+    path = tmp_path / "bootstrap.yaml"
+    path.write_text("provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}")
+    assert resources._num_hosts(path) == 3
+    path.write_text("provider: {type: aws, region: eu-central-1}")
+    assert resources._num_hosts(path) is None
+    assert resources._num_hosts(tmp_path / "none.yaml") is None
 
 
 @pytest.mark.parametrize("text", ["", "nonsense: [", "- a", LAUNCHER.replace("CPU: 8, ", "")])
