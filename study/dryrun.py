@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import search_spaces
+from study import cluster
 from study.command import Command
 from study.limits import FROZEN
 from study.preflight import preflight
@@ -29,6 +31,7 @@ def dry_run(command: Command) -> int:
         num_references + config.confirm.finalists + len(config.confirm.recipes)
     )
     print(f"study {config.name} (dry run: nothing is started)")
+    print(f"runs on    {place()}")
     print("\n".join(checked.lines))
     if config.system == FROZEN:
         return dry_probe(command, checked.notes)
@@ -52,6 +55,17 @@ def dry_run(command: Command) -> int:
     for label, params in sampled_branches(system, config.search.seed):
         print(f"  {label}: {json.dumps(params)}")
     return 0
+
+
+def place() -> str:
+    """Which Ray a study that is started here uses."""
+    if not cluster.attaches():
+        return "a Ray of its own on this machine, ended with the study"
+    if os.environ.get(cluster.JOB_CONFIG):
+        return "the Ray cluster of this job"
+    if address := os.environ.get("RAY_ADDRESS"):
+        return f"the Ray cluster at RAY_ADDRESS = {address}"
+    return "the Ray cluster that ray symmetric-run has started"
 
 
 def dry_probe(command: Command, notes: Sequence[str]) -> int:
