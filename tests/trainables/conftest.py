@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from search_spaces.retain import RECIPES
+from search_spaces import SYSTEMS, load
 from trainables.settings import CorpusConfig, TrainingConfig, TrialConfig
 
-PARAMS = {
-    "retain": dict(RECIPES["paper"]),
-    "frozen": {"reference": "teacher"},
+PARAMS = {name: dict(load(name).RECIPES[load(name).PAPER]) for name in SYSTEMS} | {
+    "frozen": {"reference": "teacher"}
 }  # of each system that trains, and none
 
 

@@ -15,28 +15,31 @@ import pytest
 import torch
 
 from search_spaces import load
-from trainables import loop
+from trainables import loop, loss_weighting, snr_curricula
 from trainables.errors import TrialFailed, UserError
 from trainables.loop import SYSTEMS, train
 from trainables.settings import to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSETS, BANDS = ("stationary", "nonstationary", "mismatched"), ("low", "mid", "high")
-FIXED_WEIGHTS = ("weighting_kind", "w_tag", "w_mix")
 WEIGHTINGS = {
-    "fixed": {"w_tag": 0.7, "w_mix": 0.4},
+    "fixed": {},
     "uncertainty": {},
     "gradnorm": {"gradnorm_alpha": 1.0},
     "dwa": {"dwa_temperature": 1.0},
 }
+SELF_PACED = {"curriculum_kind": "self_paced", "pace_temperature": 0.5, "pace_memory": 0.3}
 
 
-def weighted(kind):
-    """Params that replace the weighting of the paper's recipe."""
-    return dict.fromkeys(FIXED_WEIGHTS) | {"weighting_kind": kind, **WEIGHTINGS[kind]}
-
-
-SELF_PACED = {"curriculum_kind": "self_paced", "snr_db": None, "pace_temperature": 0.5, "pace_memory": 0.3}
+def weighted(system, kind):
+    """Params of the paper's recipe with another weighting, and self-paced SNRs."""
+    params = load(system).RECIPES[load(system).PAPER]
+    replaced = (*loss_weighting.PREFIXES, *snr_curricula.PREFIXES)
+    values = WEIGHTINGS[kind]
+    if kind == "fixed":
+        values = {f"w_{name}": 0.7 - 0.3 * n for n, name in enumerate(SYSTEMS[system].losses)}
+    removed = {key: None for key in params if key.startswith(replaced)}
+    return removed | SELF_PACED | {"weighting_kind": kind, **values}
 
 
 @pytest.fixture(params=sorted(SYSTEMS))
@@ -101,7 +104,7 @@ def test_a_seed_decides_everything(system, small_trial, cache_dir):
 
 @pytest.mark.parametrize("kind", ["uncertainty", "gradnorm", "dwa"])
 def test_going_on_equals_running_through_bit_for_bit(system, kind, small_trial, cache_dir, tmp_path):
-    trial = small_trial(system, params=weighted(kind) | SELF_PACED, epochs=3, steps_per_epoch=2)
+    trial = small_trial(system, params=weighted(system, kind), epochs=3, steps_per_epoch=2)
     through = timeless(train(trial, cache_dir=cache_dir, checkpoint_dir=tmp_path / "through"))
     records = train(trial, cache_dir=cache_dir, checkpoint_dir=tmp_path / "parts")
     stopped = timeless([next(records), next(records)])
@@ -141,7 +144,7 @@ os._exit(0)
 @pytest.mark.slow
 def test_two_workers_equal_one(system, small_trial, cache_dir, tmp_path):
     trials = [
-        small_trial(system, params=weighted(kind) | SELF_PACED, steps_per_epoch=4, batch_size=16)
+        small_trial(system, params=weighted(system, kind), steps_per_epoch=4, batch_size=16)
         for kind in WEIGHTINGS
     ]
     alone = [timeless(train(trial, cache_dir=cache_dir)) for trial in trials]
