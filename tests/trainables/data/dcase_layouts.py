@@ -2,8 +2,9 @@
 
     python -m tests.trainables.data.dcase_layouts FOLDER 2023     # for a look at a study on it
 
-Every machine hums at a pitch of its own in noise; its anomalies are detuned. Names and counts' proportions follow the
-publications: normals to train on, fewer of the target domain, both labels in both domains for testing.
+Every machine hums at a pitch of its own in noise; its anomalies are detuned, no more than to leave some unheard.
+Names and counts' proportions follow the publications: normals to train on, fewer of the target domain, both labels in
+both domains for testing.
 """
 
 from __future__ import annotations
@@ -97,11 +98,10 @@ class Layout:
         rng = np.random.default_rng(list(str(path.relative_to(self.root)).encode()))
         machine = path.parent.parent.name
         pitch_hz = 200 + int(hashlib.sha256(machine.encode()).hexdigest(), 16) % 2000
-        if label == "anomaly":
-            pitch_hz *= 1.2
+        pitch_hz *= rng.uniform(0.98, 1.02) * (1.04 if label == "anomaly" else 1)
         time_T = np.arange(round(self.seconds * self.rate_hz)) / self.rate_hz
         tone_T = np.sin(2 * np.pi * pitch_hz * time_T + rng.uniform(0, 6))
-        wave_T = 0.1 * (hum * tone_T + rng.standard_normal(len(time_T)))
+        wave_T = 0.1 * (0.4 * hum * tone_T + rng.standard_normal(len(time_T)))
         if self.year == 2026:  # near and far microphone
             wave_T = np.stack([wave_T, 0.1 * (0.2 * tone_T + rng.standard_normal(len(time_T)))], axis=1)
         path.parent.mkdir(parents=True, exist_ok=True)
