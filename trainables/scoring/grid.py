@@ -2,9 +2,10 @@
 
 A plan is fixed by corpus, split and seed, so that every trial of a study is judged on the same mixtures. For each
 scored machine and each kind of noise one environment is drawn; every bank and query clip gets a segment of it,
-none twice while segments last; each SNR band has a level per machine with a small spread per clip
-(Saengthong et al. 2025: target SNR set per machine, per-sample fluctuation kept). The ``mismatched`` subset costs
-nothing: it reads the bank of the non-stationary mixtures and the queries of the stationary ones.
+none twice while segments last, and bank and queries never the same; each SNR band has a level per machine with a
+small spread per clip (Saengthong et al. 2025: target SNR set per machine, per-sample fluctuation kept). The
+``mismatched`` subset costs nothing: it reads the bank of the non-stationary mixtures and the queries of the
+stationary ones.
 
 Recordings of a challenge are mixed already: their plan holds each clip once, as it is, in the subset ``recorded``.
 
@@ -92,7 +93,7 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
     cells: dict[tuple[str, str, str], slice] = {}
     bank: dict[str, np.ndarray] = {}
     queries: dict[str, np.ndarray] = {}
-    recorded = corpus.year is not None
+    recorded, repeated = corpus.year is not None, False
     kinds = (RECORDED,) if recorded else KINDS
     bands = {"": (np.inf, np.inf)} if recorded else bands_db
     order = np.random.default_rng([seed, 0]).permutation(len(machines))
@@ -111,7 +112,9 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
         both = np.concatenate([bank[machine], queries[machine]])
         where = rng.random()  # for both kinds: where environments come in pairs, a machine stays in its place
         for kind in kinds:
-            noise = both if recorded else _segments(corpus, kind, len(both), where, rng)
+            sizes = len(bank[machine]), len(queries[machine])
+            noise = both if recorded else _segments(corpus, kind, sizes, where, rng)
+            repeated |= len(np.unique(noise)) < len(noise)
             for band, (low, high) in bands.items():
                 # levels spread evenly over the band, in another order for every seed
                 level = low if recorded else low + (high - low) * (order[position] + 0.5) / len(machines)
@@ -122,6 +125,7 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
                 cells[machine, kind, band] = slice(start, start + len(both))
                 start += len(both)
     drawn = {} if recorded else {"seed": seed, "bands": bands_db}
+    drawn |= {"repeated": "apart"} if repeated else {}
     return Plan(
         clip_R=np.concatenate(clips),
         noise_R=np.concatenate(noises),
@@ -136,10 +140,13 @@ def make_plan(corpus: Corpus, *, split: str, seed: int, bands_db: Mapping[str, B
     )
 
 
-def _segments(corpus: Corpus, kind: str, count: int, where: float, rng: np.random.Generator) -> np.ndarray:
-    """``count`` test segments of one environment, chosen by ``where`` in [0, 1).
+def _segments(
+    corpus: Corpus, kind: str, sizes: tuple[int, int], where: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Test segments of one environment, chosen by ``where`` in [0, 1), for so many bank clips, then queries.
 
-    Every segment is used once before any is used again.
+    Every segment is used once before any is used again. Where they do not suffice, bank and queries get segments of
+    their own: a query in the very noise that its bank has heard would be an easier question.
     """
     pool = corpus.select(role="noise", kind=kind, split="test")
     if not len(pool):
@@ -149,8 +156,16 @@ def _segments(corpus: Corpus, kind: str, count: int, where: float, rng: np.rando
     names = sorted({corpus.clips[i].name for i in pool})
     chosen = names[int(where * len(names))]
     pool = np.array([i for i in pool if corpus.clips[i].name == chosen])
-    rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
-    return np.concatenate(rounds)[:count]
+    parts = [(pool, sum(sizes))]
+    if 1 < len(pool) < sum(sizes):
+        pool = rng.permutation(pool)
+        share = min(max(1, round(len(pool) * sizes[0] / sum(sizes))), len(pool) - 1)
+        parts = [(pool[:share], sizes[0]), (pool[share:], sizes[1])]
+    drawn = []
+    for part, count in parts:
+        rounds = [rng.permutation(part) for _ in range(-(-count // len(part)))]
+        drawn.append(np.concatenate(rounds)[:count])
+    return np.concatenate(drawn)
 
 
 def score_plan(

@@ -81,6 +81,25 @@ def test_a_machine_stays_in_its_place():
     assert len(set.union(*places.values())) > 1
 
 
+@pytest.mark.parametrize("segments", [40, 27, 26, 10, 3, 2])
+def test_bank_and_queries_share_no_segment(segments):
+    plan = plan_of(corpus(segments=segments))
+    for (machine, _, _), rows in plan.cells.items():
+        size = len(plan.bank[machine])
+        parts = plan.noise_R[rows][:size], plan.noise_R[rows][size:]
+        assert not set(parts[0]) & set(parts[1])
+        for part in parts:
+            used = Counter(part).values()
+            assert max(used) - min(used) <= 1
+    enough = plan_of(corpus(segments=27)).digest
+    assert (plan.digest == enough) is (segments >= 27)  # what is drawn from enough has the identity it had
+
+
+def test_a_single_segment_is_shared():
+    plan = plan_of(corpus(segments=1))
+    assert all(len(set(plan.noise_R[rows])) == 1 for rows in plan.cells.values())
+
+
 @pytest.mark.parametrize("segments", [40, 27, 10])
 def test_a_segment_comes_again_only_when_all_were_used(segments):
     made = corpus(segments=segments)
