@@ -33,8 +33,8 @@ from trainables.loss_weighting import loss_weighting
 from trainables.params import Number
 from trainables.retain import Retain
 from trainables.scoring.backends import backends
-from trainables.scoring.grid import Row, score_plan, summarise
-from trainables.settings import ScoringConfig, TrialConfig, check_limits
+from trainables.scoring.grid import Row, gap_metric, score_plan, summarise
+from trainables.settings import TrialConfig, check_limits
 
 # A system is a module made from (encoder, materials, trial). It has ``losses`` (names), ``encoder`` and
 # ``curriculum``; ``draws`` an epoch's batches; ``forward(draw, rank, world)`` gives the losses of this rank's
@@ -97,7 +97,7 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
         table = run.score(epoch)
         if rank == 0:
             scored = summarise(table, trial.scoring.backend)
-            metrics |= scored | _gap(scored, materials.reference, table, trial.scoring)
+            metrics |= scored | gap_metric(scored, materials.reference, table, trial.scoring)
             metrics["train_s"], metrics["scoring_s"] = trained - begun, time.perf_counter() - trained
             metrics["prepare_s"], prepare_s = prepare_s, 0.0
             num_examples = trial.training.steps_per_epoch * trial.training.batch_size
@@ -152,7 +152,7 @@ def reference_record(trial: TrialConfig, materials: Materials) -> Record:
         raise UserError(f"reference = {name!r}: allowed are {', '.join(materials.reference)}")
     table = materials.reference[str(name)]
     metrics = summarise(table, trial.scoring.backend)
-    metrics |= _gap(metrics, materials.reference, table, trial.scoring)
+    metrics |= gap_metric(metrics, materials.reference, table, trial.scoring)
     return {"epoch": 1, "epochs": 1, "done": True, "metrics": metrics, "table": table}
 
 
@@ -161,34 +161,8 @@ def autoencoder_record(trial: TrialConfig, materials: Materials, device: torch.d
     begun = time.perf_counter()
     table, losses = autoencoder_table(materials.corpus, materials.plan, seed=trial.seed, device=device)
     metrics = summarise(table, HEADLINE)
-    metrics |= _gap(metrics, materials.reference, table, trial.scoring)
+    metrics |= gap_metric(metrics, materials.reference, table, trial.scoring)
     return {"metrics": metrics | losses | {"autoencoder_s": time.perf_counter() - begun}, "table": table}
-
-
-def gap_closed(
-    scored: dict[str, float], reference: dict[str, list[Row]], table: list[Row], scoring: ScoringConfig
-) -> float:
-    """Share of the teacher-to-oracle gap closed in the lowest SNR band, on the machines that ``table`` scored.
-
-    0 is the frozen teacher, 1 the oracle; 0 by definition where the oracle is not above the teacher.
-    """
-    key = f"{min(scoring.bands_db, key=lambda band: scoring.bands_db[band])}/official"
-    machines = {row["machine"] for row in table}
-    low = {
-        name: summarise([r for r in rows if r["machine"] in machines], scoring.backend)[key]
-        for name, rows in reference.items()
-    }
-    gap = low["oracle"] - low["teacher"]
-    return (scored[key] - low["teacher"]) / gap if gap > 0 else 0.0
-
-
-def _gap(
-    scored: dict[str, float], reference: dict[str, list[Row]], table: list[Row], scoring: ScoringConfig
-) -> dict[str, float]:
-    """``gap_closed`` as a metric, where there is an oracle."""
-    if "oracle" not in reference:
-        return {}
-    return {"gap_closed": gap_closed(scored, reference, table, scoring)}
 
 
 def _bare(record: Record) -> Record:

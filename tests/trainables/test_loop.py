@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from trainables import cache
 from trainables.data.corpus import open_corpus
 from trainables.errors import UserError
-from trainables.loop import check_trial, gap_closed, train
+from trainables.loop import check_trial, train
 from trainables.scoring.backends import backends
-from trainables.scoring.grid import summarise
+from trainables.scoring.grid import gap_closed, summarise
 from trainables.settings import ScoringConfig
 
 

@@ -26,7 +26,7 @@ from trainables.errors import UserError
 from trainables.scoring.backends import prepare, score
 from trainables.scoring.challenge import combine, year_scores
 from trainables.scoring.evaluation import CELLS, RECORDED, Evaluation, evaluation
-from trainables.settings import Band, digest
+from trainables.settings import Band, ScoringConfig, digest
 
 KINDS = ("stationary", "nonstationary")
 REVISION = 3  # counts changes that alter which mixtures a seed draws
@@ -256,3 +256,29 @@ def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
             if row.get(cell) is not None:
                 groups.setdefault(cell, []).append(row[cell])
     return {key: combine(values, year) for key, values in groups.items()}
+
+
+def gap_metric(
+    scored: Mapping[str, float], reference: Mapping[str, list[Row]], table: list[Row], scoring: ScoringConfig
+) -> dict[str, float]:
+    """``gap_closed`` as a metric, where there is an oracle."""
+    if "oracle" not in reference:
+        return {}
+    return {"gap_closed": gap_closed(scored, reference, table, scoring)}
+
+
+def gap_closed(
+    scored: Mapping[str, float], reference: Mapping[str, list[Row]], table: list[Row], scoring: ScoringConfig
+) -> float:
+    """Share of the teacher-to-oracle gap closed in the lowest SNR band, on the machines that ``table`` scored.
+
+    0 is the frozen teacher, 1 the oracle; 0 by definition where the oracle is not above the teacher.
+    """
+    key = f"{min(scoring.bands_db, key=lambda band: scoring.bands_db[band])}/official"
+    machines = {row["machine"] for row in table}
+    low = {
+        name: summarise([r for r in rows if r["machine"] in machines], scoring.backend)[key]
+        for name, rows in reference.items()
+    }
+    gap = low["oracle"] - low["teacher"]
+    return (scored[key] - low["teacher"]) / gap if gap > 0 else 0.0
