@@ -4,9 +4,9 @@
 
 Inside a Ray job, under ``ray symmetric-run`` or with RAY_ADDRESS set, the study attaches to that cluster and leaves
 it as it was. Otherwise it starts Ray on this machine: dashboard on 127.0.0.1 (Ray Train needs its State API),
-token authentication as Ray's default has it, gone when the process ends, however it ends. What cannot work (no
-cluster there, another version, a folder that other nodes do not see, too few resources) is a ``UserError`` before
-anything is trained.
+token authentication as Ray's default has it, gone when the process ends, however it ends. Its log folder goes too,
+unless something failed; then its place is said. What cannot work (no cluster there, another version, a folder that
+other nodes do not see, too few resources) is a ``UserError`` before anything is trained.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,14 +39,15 @@ PROBE_S = 120.0  # for a node to start a worker and look
 SOCKET_PATH_ROOM = 40  # Ray's sockets lie some 60 characters below its folder, of 107 a path may have
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Cluster:
-    """What the study runs on. ``own`` says whether it was started here."""
+    """What the study runs on. ``own`` says whether it was started here; who sets ``failed`` wants Ray's logs kept."""
 
     own: bool
     address: str
     dashboard: str
     text: str
+    failed: bool = False
 
 
 def attaches() -> bool:
@@ -75,18 +77,39 @@ def attach_or_start(slots: SlotsConfig, storage: Path) -> Iterator[Cluster]:
         own = not attaches()
         if own:
             resources.describe(slots, resources.of_machine())
-        context = _start() if own else _attach()
-        session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+        earlier, failed = _sessions(), False
         try:
+            context = _start() if own else _attach()
             address = os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-            yield _look(address, context.dashboard_url or "", slots, storage, own=own)
+            cluster = _look(address, context.dashboard_url or "", slots, storage, own=own)
+            yield cluster
+            failed = cluster.failed
+        except KeyboardInterrupt:
+            raise
+        except UserError:
+            own = own and ray.is_initialized()  # one that does not start has said where its logs are
+            raise
         except BaseException:
-            own = False  # Ray's logs say more about what went wrong: leave them
+            failed = True
             raise
         finally:
             ray.shutdown()
-            if own:
-                shutil.rmtree(session, ignore_errors=True)
+            for session in sorted(_sessions() - earlier) if own else ():
+                if failed:
+                    print(f"Ray's logs are kept in {session / 'logs'}", file=sys.stderr)
+                else:
+                    shutil.rmtree(session, ignore_errors=True)
+
+
+def _sessions() -> set[Path]:
+    """The folders of this process's own Rays: Ray puts the process id at the end of their names."""
+    return set(_ray_folder().glob(f"session_*_{os.getpid()}"))
+
+
+def _ray_folder() -> Path:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(_temp_dir() or get_default_ray_temp_dir())
 
 
 def _look(address: str, dashboard: str, slots: SlotsConfig, storage: Path, *, own: bool) -> Cluster:
@@ -151,7 +174,7 @@ def _start() -> Any:
             if attempt == 3:
                 raise UserError(
                     f"Ray does not start on this machine ({_one_line(error)}); its logs are in "
-                    f"{_temp_dir()}/session_latest/logs"
+                    f"{_ray_folder() / 'session_latest' / 'logs'}"
                 ) from error
 
 

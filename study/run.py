@@ -115,7 +115,9 @@ def run(command: Command) -> int:
             study["hardware"] = hardware()
             folder.write_study(study)
             print(cluster.text, flush=True)
-            return search_and_report(command, folder, study, search or open_search(command, folder))
+            code = search_and_report(command, folder, study, search or open_search(command, folder))
+            cluster.failed = code != 0
+            return code
 
 
 def open_search(command: Command, folder: StudyFolder) -> Search | Probe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,7 +54,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
         start = time.monotonic()
         with pytest.raises(UserError, match=r"no Ray cluster answers there .*unset it"):
             cluster._require_address(address)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20  # Ray itself would try for more than a minute
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
@@ -147,6 +148,7 @@ with attach_or_start(SlotsConfig(count=1, cpus_per_worker=0.5), storage) as clus
     }), flush=True)
     if sys.argv[2] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    cluster.failed = sys.argv[2] == "fail"
 assert not ray.is_initialized()
 changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
 print(json.dumps(sorted(changed)), signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, flush=True)
@@ -160,7 +162,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("end", ["leave", "die"])
+@pytest.mark.parametrize("end", ["leave", "fail", "die"])
 def test_a_ray_of_our_own_comes_and_goes(end: str, tmp_path: Path, root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OWN, str(tmp_path), end],
@@ -183,6 +185,10 @@ def test_a_ray_of_our_own_comes_and_goes(end: str, tmp_path: Path, root: Path) -
     while not all(gone(pid) for pid in said["pids"]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [pid for pid in said["pids"] if not gone(pid)] == []
+    if end == "fail":
+        assert done.stderr == f"Ray's logs are kept in {said['session']}/logs\n"
+        assert list((Path(said["session"]) / "logs").iterdir())
+        shutil.rmtree(said["session"])
     if end == "leave":
         assert done.stderr == ""
         assert said["again"].endswith("on the Ray cluster (1 node)")
