@@ -88,10 +88,8 @@ def test_mlflow_mirrors_the_study(tiny_study: Any) -> None:
 @slow
 def test_the_same_command_again_trains_nothing(tiny_study: Any) -> None:
     before = records(tiny_study)
-    start = time.monotonic()
     done = tiny_study.run("--trials", "2")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 60, "without Ray it takes seconds"
     assert "nothing is left to train" in done.stdout
     assert "starting Ray" not in done.stdout
     assert records(tiny_study) == before
@@ -116,7 +114,6 @@ def test_ctrl_c_twice_ends_it_cleanly_and_a_second_driver_is_refused(
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - start < 30
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "to go on, give the same command again" in err
