@@ -6,7 +6,8 @@ teacher's and the oracle's tables are what every trial is measured against. Each
 identity of what it was computed from, appears only when whole, and is recomputed when it does not match its
 checksum. Several processes may ask at once: one computes, the others wait or do another part meanwhile.
 
-Shape legend: N clips, R mixtures, T samples, F frames, M mel bins, P time patches, B bands, D width, E embedding.
+Shape legend: N clips, U of them in use, R mixtures, T samples, F frames, M mel bins, P time patches, B bands,
+D width, E embedding.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from trainables.scoring.grid import Plan, Row, make_plan, score_plan
 from trainables.settings import TrialConfig, digest, to_dict
 
 SCORES_REVISION = 1  # counts changes of back ends or metrics that alter the reference tables
+MOST_S = 600.0  # of audio that is embedded at once
 NUM_KEPT = 4  # materials that a process keeps at hand: search, and a few seeds of confirm
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -43,23 +45,27 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Materials:
     """Everything a trial reads: immutable and shared by all trials of one process.
 
-    ``target_NPBD`` holds teacher tokens of the training clips, found through ``target_row`` (clip -> row, -1 when
-    absent); ``target_std_E`` and ``target_std_D`` are the deviations of pooled and token targets that put the
-    alignment loss on a common scale. ``train_machine`` and ``train_noise`` are the clips that train.
+    ``target_NE`` holds teacher embeddings of the training clips, found through ``target_row`` (clip -> row, -1 when
+    absent); ``target_NPBD`` their tokens, None for trials that do not align them (of BEATs 1.5 MB for ten seconds,
+    60 times the embedding). ``target_std_E`` and ``target_std_D`` are the deviations of either that put the alignment
+    loss on a common scale. ``train_machine`` and ``train_noise`` are the clips that train.
     ``feature_RFM`` is None when the mixtures' features exceed ``scoring.feature_cache_gb``. ``reference`` holds the
-    tables of ``teacher`` and, where mixtures are made here, ``oracle``.
+    tables of ``teacher`` and, where mixtures are made here, ``oracle``. All large arrays are mapped files, and
+    ``folder`` is where they lie.
     """
 
     corpus: Corpus
     plan: Plan
-    target_NPBD: np.ndarray
+    target_NE: np.ndarray
+    target_NPBD: np.ndarray | None
     target_row: np.ndarray
     target_std_E: Tensor
-    target_std_D: Tensor
+    target_std_D: Tensor | None
     train_machine: np.ndarray
     train_noise: np.ndarray
     feature_RFM: np.ndarray | None
     reference: dict[str, list[Row]]
+    folder: Path
 
     def __deepcopy__(self, memo: dict[int, object]) -> Materials:
         return self  # a copy of a system (the mean of its weights) reads the same materials
@@ -74,13 +80,15 @@ _kept: dict[str, Materials] = {}
 
 
 def prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
-    """The materials of a trial, computed if nobody has yet. ``params`` and the training seed do not matter here.
+    """The materials of a trial, computed if nobody has yet.
+
+    The training seed does not matter here, nor do ``params`` but for ``align_level``: ``tokens`` wants them kept.
 
     Raises:
         UserError: the corpus or the encoder cannot be used, they do not fit each other, or no space.
     """
     parts = (trial.corpus, trial.scoring, trial.split, scoring_seed(trial), str(cache_dir.absolute()))
-    key = json.dumps([encoder_digest(trial.encoder), *map(to_dict, parts)])
+    key = json.dumps([encoder_digest(trial.encoder), aligns_tokens(trial), *map(to_dict, parts)])
     if key not in _kept:
         made = _prepare(trial, cache_dir, device)
         while len(_kept) >= NUM_KEPT:
@@ -97,38 +105,55 @@ def scoring_seed(trial: TrialConfig) -> int:
     return trial.seed if trial.split == "confirm" and trial.corpus.year is None else trial.corpus.seed
 
 
+def aligns_tokens(trial: TrialConfig) -> bool:
+    """Whether the student's tokens, and not only its embedding, have a target."""
+    return trial.params.get("align_level") == "tokens"
+
+
+def clips_at_once(trial: TrialConfig) -> int:
+    """How many clips are embedded together: ``scoring.batch_size``, but no more than ``MOST_S`` of audio.
+
+    A block of BEATs needs up to 25 MB for each ten seconds.
+    """
+    return max(1, min(trial.scoring.batch_size, int(MOST_S / trial.corpus.clip_s)))
+
+
 def _prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
-    encoder = load_encoder(trial.encoder).to(device).eval()
+    encoder = load_encoder(trial.encoder, cache_dir).to(device).eval()
     encoder.check_clips(trial.corpus)
     corpus = open_corpus(trial.corpus, cache_dir)
     plan = make_plan(corpus, split=trial.split, seed=scoring_seed(trial), bands_db=trial.scoring.bands_db)
     maker = _Maker(corpus, plan, encoder, trial, device)
     teacher = encoder_digest(trial.encoder)
     scored = {"oracle_lambda": trial.scoring.oracle_lambda, "revision": SCORES_REVISION}
-    parts = {
-        "targets": (maker.targets, digest([corpus.digest, teacher])),
+    parts: dict[str, tuple[Callable[[], Blocks], str]] = {
+        "targets": (maker.targets, digest([corpus.digest, teacher, "pooled"])),
+        "tokens": (maker.tokens, digest([corpus.digest, teacher])),
         "features": (maker.features, digest([plan.digest, encoder.feature_digest])),
         "scores": (maker.reference, digest([plan.digest, teacher, scored])),
     }
     if maker.feature_gb() > trial.scoring.feature_cache_gb:
         del parts["features"]
+    if not aligns_tokens(trial):
+        del parts["tokens"]
     paths = {name: cache_dir / f"{name}-{key}.npy" for name, (_, key) in parts.items()}
     made = make_all({paths[name]: make for name, (make, _) in parts.items()})
     row = np.full(len(corpus.clips), -1)
     row[maker.training] = np.arange(len(maker.training))
-    targets = made[paths["targets"]]
-    tokens = torch.from_numpy(np.array(targets))
+    tokens = made[paths["tokens"]] if "tokens" in paths else None
     return Materials(
         corpus=corpus,
         plan=plan,
-        target_NPBD=targets,
+        target_NE=made[paths["targets"]],
+        target_NPBD=tokens,
         target_row=row,
-        target_std_E=teacher_scale(encoder.pool(tokens)),
-        target_std_D=teacher_scale(tokens.flatten(0, 2)),
+        target_std_E=teacher_scale(torch.from_numpy(made[paths["targets"]])),
+        target_std_D=None if tokens is None else teacher_scale(torch.from_numpy(tokens).flatten(0, 2)),
         train_machine=maker.machines,
         train_noise=maker.noises,
         feature_RFM=made[paths["features"]] if "features" in paths else None,
         reference=json.loads(bytes(made[paths["scores"]])),
+        folder=cache_dir,
     )
 
 
@@ -136,13 +161,13 @@ Blocks = tuple[int, Iterable[np.ndarray]]  # rows in all, and the array in piece
 
 
 class _Maker:
-    """Computes the three shared parts from the frozen encoder, piece by piece."""
+    """Computes the shared parts from the frozen encoder, piece by piece."""
 
     def __init__(
         self, corpus: Corpus, plan: Plan, encoder: Encoder, trial: TrialConfig, device: torch.device
     ) -> None:
         self.corpus, self.plan, self.encoder, self.device = corpus, plan, encoder, device
-        self.batch, self.oracle_lambda = trial.scoring.batch_size, trial.scoring.oracle_lambda
+        self.batch, self.oracle_lambda = clips_at_once(trial), trial.scoring.oracle_lambda
         clips = corpus.select(
             role="machine", split=("train", "supplemental"), label="normal", name=corpus.roles.train
         )
@@ -160,6 +185,10 @@ class _Maker:
         return self._mixtures(np.arange(1)).nbytes * len(self.plan.clip_R) / 1e9
 
     def targets(self) -> Blocks:
+        """Teacher embeddings [N, E] of the clips that train."""
+        return len(self.training), (self._embedded(i) for i in self._chunks(self.training))
+
+    def tokens(self) -> Blocks:
         """Teacher tokens [N, P, B, D] of the clips that train."""
         return len(self.training), (self._tokens(i).cpu().numpy() for i in self._chunks(self.training))
 
@@ -175,23 +204,23 @@ class _Maker:
         The oracle is kNN on the convex mix of clean and noise embeddings (arXiv 2510.25182, "embedding mixture").
         """
         plan, encoder = self.plan, self.encoder
-        mixed = [
-            encoder.pool(encoder.tokens(self._mixtures(r))).cpu()
-            for r in self._chunks(np.arange(len(plan.clip_R)))
-        ]
-        sides = {"teacher": torch.cat(mixed).numpy()}
+        emb_RE = np.empty((len(plan.clip_R), encoder.embedding_size), np.float32)
+        for r in self._chunks(np.arange(len(plan.clip_R))):
+            emb_RE[r] = encoder.pool(encoder.tokens(self._mixtures(r))).cpu().numpy()
+        tables = {"teacher": score_plan(plan, self.corpus, emb_RE, num_bands=encoder.num_bands)}
         if "oracle" in plan.evaluation.references:
-            clean_NE = np.zeros((len(self.corpus.clips), encoder.embedding_size), np.float32)
-            for i in self._chunks(np.unique(np.concatenate([plan.clip_R, plan.noise_R]))):
-                clean_NE[i] = encoder.pool(self._tokens(i)).cpu().numpy()
+            used = np.unique(np.concatenate([plan.clip_R, plan.noise_R]))
+            clean_UE = np.concatenate([self._embedded(i) for i in self._chunks(used)])
+            clip_R, noise_R = (np.searchsorted(used, index) for index in (plan.clip_R, plan.noise_R))
             share = self.oracle_lambda
-            sides["oracle"] = share * clean_NE[plan.clip_R] + (1 - share) * clean_NE[plan.noise_R]
-        tables = {
-            name: score_plan(plan, self.corpus, emb_RE, num_bands=encoder.num_bands)
-            for name, emb_RE in sides.items()
-        }
+            for r in self._chunks(np.arange(len(plan.clip_R))):
+                emb_RE[r] = share * clean_UE[clip_R[r]] + (1 - share) * clean_UE[noise_R[r]]
+            tables["oracle"] = score_plan(plan, self.corpus, emb_RE, num_bands=encoder.num_bands)
         content = np.frombuffer(json.dumps(tables).encode(), np.uint8)
         return len(content), [content]
+
+    def _embedded(self, index: np.ndarray) -> np.ndarray:
+        return self.encoder.pool(self._tokens(index)).cpu().numpy()
 
     @torch.no_grad()
     def _tokens(self, index: np.ndarray) -> Tensor:
@@ -234,7 +263,7 @@ def make_all(makers: dict[Path, Callable[[], Blocks]]) -> dict[Path, np.ndarray]
                 if mine:
                     if not _sound(path):
                         _save(path, *make())
-                    made[path] = np.load(path, mmap_mode="r")
+                    made[path] = np.load(path, mmap_mode="c")  # PyTorch wants what can be written
         waiting = True  # nothing else left to do meanwhile
     return made
 

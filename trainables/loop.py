@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from trainables.autoencoder import HEADLINE, autoencoder_table
-from trainables.cache import Materials, mixture_features, prepare
+from trainables.cache import Materials, clips_at_once, mixture_features, prepare
 from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import TrialFailed, UserError
@@ -192,7 +192,9 @@ class _Run:
     ) -> None:
         self.trial, self.materials, self.device, self.rank, self.world = trial, materials, device, rank, world
         torch.manual_seed(trial.seed)
-        self.system = SYSTEMS[trial.system](load_encoder(trial.encoder), materials, trial).to(device)
+        encoder = load_encoder(trial.encoder, materials.folder)
+        encoder.tune(device, compiled=trial.training.compile, recompute=trial.training.checkpointing)
+        self.system = SYSTEMS[trial.system](encoder, materials, trial).to(device)
         # beside the model and outside DDP: it agrees with the other ranks by itself
         self.weighting = loss_weighting(trial.params, self.system.losses).to(device)
         # what is scored and saved: the running mean of the weights where there is one
@@ -204,7 +206,8 @@ class _Run:
         rate = LEARNING_RATE.read("learning_rate", trial.params.get("learning_rate"))
         trained = [p for p in self.system.parameters() if p.requires_grad]
         groups = [{"params": trained, "lr": rate, "weight_decay": trial.training.weight_decay}]
-        self.optimizer = torch.optim.AdamW([*groups, *self.weighting.parameter_groups()])
+        fused = True if device.type == "cuda" else None  # on a CPU it would change the last digits
+        self.optimizer = torch.optim.AdamW([*groups, *self.weighting.parameter_groups()], fused=fused)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.learned = [*trained, *self.weighting.parameters()]
         self.epoch = 0
@@ -280,8 +283,8 @@ class _Run:
         size = self.system.encoder.embedding_size
         full = torch.zeros(len(self.materials.plan.clip_R), size)
         mine = rows[self.rank :: self.world]
-        for i in range(0, len(mine), self.trial.scoring.batch_size):
-            part = mine[i : i + self.trial.scoring.batch_size]
+        for i in range(0, len(mine), size := clips_at_once(self.trial)):
+            part = mine[i : i + size]
             with self._autocast():
                 full[part] = self.judged.embed(self._features(part)).float().cpu()
         if self.world > 1:

@@ -40,15 +40,14 @@ OWN: Mapping[str, Rule] = {  # values that are neither lambda's nor the curricul
 class Retain(nn.Module):
     """The student with its tagging head. ``forward`` gives each example's losses; the loop does the rest.
 
-    The targets of alignment are divided by the teacher's spread (``std_E`` pooled, ``std_D`` tokens).
+    The targets of alignment, embeddings or tokens, are divided by the teacher's spread (``scale``).
 
     Raises:
         UserError: a value of ``trial.params`` that is missing, unknown to its kind or out of range.
     """
 
     losses = ("tag", "mix")
-    std_E: Tensor
-    std_D: Tensor
+    scale: Tensor
 
     def __init__(self, encoder: Encoder, materials: Materials, trial: TrialConfig) -> None:
         super().__init__()
@@ -63,8 +62,9 @@ class Retain(nn.Module):
         self.machines = sorted({corpus.clips[i].name for i in materials.train_machine})
         self.places = sorted({corpus.clips[i].name for i in materials.train_noise})
         self.head = nn.Linear(encoder.embedding_size, len(self.machines) + len(self.places))
-        self.register_buffer("std_E", materials.target_std_E.clone(), persistent=False)
-        self.register_buffer("std_D", materials.target_std_D.clone(), persistent=False)
+        scale = materials.target_std_D if self.tokens_aligned else materials.target_std_E
+        assert scale is not None  # materials are prepared for this trial
+        self.register_buffer("scale", scale.clone(), persistent=False)
 
     def draws(self, rng: np.random.Generator, *, count: int, batch_size: int, progress: float) -> list[Draw]:
         """An epoch's ``count`` batches, at ``progress`` in [0, 1].
@@ -85,7 +85,7 @@ class Retain(nn.Module):
 
     def forward(self, draw: Draw, rank: int, world: int) -> dict[str, Tensor]:
         """Losses of this rank's examples, ``{"tag": [B], "mix": [B]}``."""
-        mine, device = draw.shard(rank, world), self.std_E.device
+        mine, device = draw.shard(rank, world), self.scale.device
         machine, noise = self.materials.wave(mine.clip_B, device), self.materials.wave(mine.noise_B, device)
         feature = self.encoder.features(mix(machine, noise, torch.from_numpy(mine.snr_db_B).to(device)))
         shape = (len(draw.clip_B), *feature.shape[1:])
@@ -97,10 +97,7 @@ class Retain(nn.Module):
             self._target(mine.noise_B, device),
             torch.from_numpy(mine.lambda_B).to(device),
         )
-        if self.tokens_aligned:
-            aligned = alignment_per_example(tokens.flatten(1, 2), target.flatten(1, 2), self.std_D)
-        else:
-            aligned = alignment_per_example(pooled, self.encoder.pool(target), self.std_E)
+        aligned = alignment_per_example(tokens if self.tokens_aligned else pooled, target, self.scale)
         tags, logits = self._tags(mine).to(device), self.head(pooled).float()
         named = functional.binary_cross_entropy_with_logits(logits, tags, reduction="none")
         return {"tag": named.mean(1), "mix": aligned}
@@ -110,7 +107,9 @@ class Retain(nn.Module):
         return self.encoder.pool(self.encoder.tokens(feature_BFM))
 
     def _target(self, clip_B: np.ndarray, device: torch.device) -> Tensor:
-        return torch.from_numpy(self.materials.target_NPBD[self.materials.target_row[clip_B]]).to(device)
+        kept = self.materials.target_NPBD if self.tokens_aligned else self.materials.target_NE
+        assert kept is not None
+        return torch.from_numpy(kept[self.materials.target_row[clip_B]]).to(device)
 
     def _tags(self, draw: Draw) -> Tensor:
         corpus = self.materials.corpus

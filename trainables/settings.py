@@ -80,6 +80,10 @@ class TrainingConfig:
     What is scored and saved is the mean of the student's weights over its last ``1 / (1 - ema_decay)`` steps or so
     (exponential moving average); 0 scores the weights of the last step.
 
+    ``compile`` makes faster code of the encoder's blocks: a minute at first, and a C++ compiler is needed.
+    ``checkpointing`` computes the activations of blocks again in the backward pass instead of keeping them: for a big
+    encoder a fraction of the memory, for a third more time.
+
     ``adapt_on_bank`` (systems ``adapt`` and ``identify``) lets a student also learn from the bank of the machines it is
     scored on, which are normal training clips; its scores then say nothing about new machines.
     ``anchor_in_denominator`` (``identify``) is a habit of the code published with CLP-SCF: in the contrast an example
@@ -93,6 +97,8 @@ class TrainingConfig:
     warmup_fraction: float = 0.1
     ema_decay: float = 0.99
     precision: str = "float32"
+    compile: bool = False
+    checkpointing: bool = False
     adapt_on_bank: bool = False
     anchor_in_denominator: bool = False
     device: str = "auto"

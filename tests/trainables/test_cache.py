@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def trial(small_trial):
-    return small_trial("retain")
+    return small_trial("retain", params={"align_level": "pooled"})
 
 
 @pytest.fixture
@@ -57,16 +57,20 @@ def test_what_materials_hold(trial, cache_dir):
     train = np.concatenate([materials.train_machine, materials.train_noise])
     assert {corpus.clips[i].label for i in materials.train_machine} == {"normal"}
     assert {corpus.clips[i].split for i in train} == {"train"}
-    assert sorted(materials.target_row[train]) == list(range(len(materials.target_NPBD)))
+    assert sorted(materials.target_row[train]) == list(range(len(materials.target_NE)))
     assert (materials.target_row >= 0).sum() == len(train)
     clip = int(materials.train_noise[3])
     with torch.no_grad():
         tokens = encoder.tokens(encoder.features(torch.from_numpy(corpus.waves_NT[[clip]])))
-    np.testing.assert_allclose(
-        materials.target_NPBD[materials.target_row[clip]], tokens[0], rtol=1e-4, atol=1e-5
-    )
+    row, emb_E = materials.target_row[clip], encoder.pool(tokens)[0]
+    np.testing.assert_allclose(materials.target_NE[row], emb_E, rtol=1e-4, atol=1e-5)
     assert materials.target_std_E.shape == (encoder.embedding_size,)
-    assert materials.target_std_D.shape == (encoder.width,)
+    assert materials.target_NPBD is None
+    assert materials.target_std_D is None
+    aligned = cache.prepare(replace(trial, params={**trial.params, "align_level": "tokens"}), cache_dir, CPU)
+    np.testing.assert_allclose(aligned.target_NPBD[row], tokens[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(aligned.target_NE, materials.target_NE)
+    assert aligned.target_std_D.shape == (encoder.width,)
     assert materials.feature_RFM.shape[0] == len(plan.clip_R)
     rows = np.array([0, 17])
     features = cache.mixture_features(corpus, plan, rows, encoder, CPU)
@@ -152,7 +156,7 @@ cache._save = lambda path, *rest: names.append(path.name.split("-")[0]) or save(
 print("ready", flush=True)
 sys.stdin.readline()
 materials = cache.prepare(build(TrialConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"))
-print(json.dumps([names, float(materials.target_NPBD.sum(dtype="float64"))]), flush=True)
+print(json.dumps([names, float(materials.target_NE.sum(dtype="float64"))]), flush=True)
 """
 
 
@@ -216,3 +220,24 @@ def test_clips_the_encoder_cannot_hear_are_refused_before_rendering(trial, tmp_p
         cache.prepare(other, tmp_path, CPU)
     assert str(caught.value).startswith(words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_large_arrays_stay_in_their_files(trial, cache_dir):
+    """Of BEATs and ten seconds, the tokens of a few thousand clips are more than a machine's memory."""
+    tokens = replace(trial, params={**trial.params, "align_level": "tokens"})
+    materials = cache.prepare(tokens, cache_dir, CPU)
+    for array in (materials.target_NE, materials.target_NPBD, materials.feature_RFM):
+        assert isinstance(array, np.memmap)
+        assert array.mode == "c"  # what is written goes nowhere
+    assert materials.target_NPBD.nbytes == materials.target_NE.nbytes * materials.target_NPBD.shape[1]
+
+
+def test_long_clips_are_embedded_few_at_a_time(trial):
+    def at_once(clip_s, batch_size):
+        scoring, corpus = ScoringConfig(batch_size=batch_size), CorpusConfig(clip_s=clip_s)
+        return cache.clips_at_once(replace(trial, scoring=scoring, corpus=corpus))
+
+    assert at_once(2.0, 256) == 256
+    assert at_once(10.0, 256) == 60
+    assert at_once(10.0, 7) == 7
+    assert at_once(1000.0, 7) == 1

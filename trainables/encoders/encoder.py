@@ -10,6 +10,8 @@ Shape legend: B batch, T samples, F frames, M mel bins, P time patches, N bands,
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +26,7 @@ from trainables.errors import UserError
 from trainables.settings import CorpusConfig, EncoderConfig, digest
 
 POOLINGS = ("bands", "mean")
+COMPILER = "inductor"  # PyTorch's own
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -139,6 +142,23 @@ class Encoder(nn.Module):
     def last_block(self) -> Sequence[nn.Parameter]:
         """Parameters of the last block in use, where the losses meet (GradNorm measures gradients there)."""
         return list(self.backbone.blocks[self.layer - 1].parameters())
+
+    def tune(self, device: torch.device, *, compiled: bool, recompute: bool) -> None:
+        """Trade time against memory; results stay the same up to rounding (``training.compile``, ``.checkpointing``).
+
+        Raises:
+            UserError: there is no compiler.
+        """
+        self.backbone.recompute = recompute
+        if not compiled:
+            return
+        compiler = os.environ.get("CXX", "g++")
+        if device.type == "cpu" and shutil.which(compiler) is None:
+            raise UserError(
+                f"training.compile = true: the C++ compiler {compiler} is not there; install it, or set it to false"
+            )
+        for block in self.backbone.blocks[: self.layer]:
+            block.compile(backend=COMPILER)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
