@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainables.scoring.challenge import challenge_metrics
+from trainables.data.dcase_names import YEARS
+from trainables.scoring.challenge import challenge_metrics, combine, year_scores
 from trainables.scoring.density import LocalDensity
 from trainables.scoring.domains import Smallest, Whole
 from trainables.scoring.knn import Nearest
@@ -81,3 +82,29 @@ def test_metrics(year, name):
         assert set(found) == set(expected)
         for key, value in expected.items():
             assert found[key] == pytest.approx(value, abs=1e-9), key
+
+
+@pytest.mark.parametrize(("year", "name"), CASES)
+def test_units_of_a_study_add_up_to_the_official_score(year, name):
+    test, number = columns(GOLDEN[year]["test"]), int(year.removeprefix("dcase"))
+    known = GOLDEN[year]["results"][name]
+    scores, expected = np.array(known["scores"]), known["metrics"]
+    cells = {}
+    for section in np.unique(test["section"]).tolist():
+        keep = test["section"] == section
+        found = year_scores(scores[keep], 1 - test["is_normal"][keep], test["is_target"][keep], number)
+        cells[section] = [value for key, value in found.items() if key != "official"]
+        if f"{section}_official{number % 100}" in expected:
+            official = expected[f"{section}_official{number % 100}"]
+            assert found["official"] == pytest.approx(100 * official, abs=1e-7)
+    for split in ("dev", "eval"):
+        if f"{split}_official{number % 100}" in expected:
+            facts = YEARS[number]
+            mine = [
+                value
+                for section, values in cells.items()
+                for value in values
+                if facts.is_dev(GOLDEN[year]["machine"], section) is (split == "dev")
+            ]
+            official = expected[f"{split}_official{number % 100}"]
+            assert combine(mine, number) == pytest.approx(100 * official, abs=1e-7)
