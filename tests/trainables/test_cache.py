@@ -102,9 +102,29 @@ def test_nothing_is_computed_twice(trial, own_cache, monkeypatch):
     assert names == []
 
 
+def flip(path, at):
+    """One bit of a byte: ``at`` is its place as a share of the file."""
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_trials_share_is_mapped_and_not_read(trial, own_cache):
+    materials = cache.prepare(trial, own_cache, CPU)
+    shared = {name: value for name, value in vars(materials).items() if name[:7] in ("target_", "feature")}
+    kept = [value for value in shared.values() if isinstance(value, np.ndarray)]
+    assert len(kept) >= 3
+    for array in kept:
+        assert array is materials.target_row or isinstance(array, np.memmap)
+    for name in ("targets", "features", "scores"):
+        assert arrays(own_cache, name)[0].with_suffix(".crc").is_file()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda path: flip(path, 0.5),
+        lambda path: flip(path, 0.0),
         lambda path: path.unlink(),
         lambda path: path.write_bytes(path.read_bytes()[:1000]),
         lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x55"),
@@ -112,7 +132,16 @@ def test_nothing_is_computed_twice(trial, own_cache, monkeypatch):
         lambda path: path.with_suffix(".crc").unlink(),
         lambda path: path.with_suffix(".crc").write_bytes(b"\xff\xfe"),
     ],
-    ids=["missing", "truncated", "last byte", "empty", "no checksum", "damaged checksum"],
+    ids=[
+        "a bit in the middle",
+        "a bit of the header",
+        "missing",
+        "truncated",
+        "last byte",
+        "empty",
+        "no checksum",
+        "damaged checksum",
+    ],
 )
 def test_damaged_files_are_made_again(trial, own_cache, monkeypatch, damage):
     (path,) = arrays(own_cache, "targets")
@@ -180,6 +209,76 @@ def test_two_processes_share_the_work(trial, own_cache):
             process.wait()
     assert sorted(one + two) == ["features", "scores", "targets"]
     assert sum_one == sum_two
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from trainables import cache
+path, pace_s = Path(sys.argv[1]), float(sys.argv[2])
+def pieces():
+    for number in range(20):
+        print(f"piece {number}", flush=True)
+        time.sleep(pace_s)
+        yield np.full((500, 8), number, np.float32)
+print("ready", flush=True)
+sys.stdin.readline()
+made = cache.make_all({path: lambda: (10_000, pieces())})[path]
+print(f"{type(made).__name__} {made.shape} {made.sum():.0f}", flush=True)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Starts processes that ask for one entry of 10,000 rows; ``start(pace_s)`` gives one that is ready."""
+    started = []
+
+    def start(pace_s):
+        command = [sys.executable, "-c", WRITE, str(tmp_path / "shared.npy"), str(pace_s)]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def go(process):
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+WHOLE = f"memmap (10000, 8) {500 * 8 * sum(range(20))}"
+
+
+def test_of_two_writers_at_once_one_computes_and_both_map_the_whole(writer, tmp_path):
+    both = [writer(0.01) for _ in range(2)]
+    for process in both:
+        go(process)
+    said = [process.communicate(timeout=60)[0].splitlines() for process in both]
+    assert [lines[-1] for lines in said] == [WHOLE] * 2
+    assert sorted(len(lines) for lines in said) == [1, 21], "one process made every piece, the other none"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shared.crc", "shared.npy", "shared.npy.lock"]
+
+
+def test_what_a_killed_writer_leaves_is_not_served(writer, tmp_path):
+    first, second = writer(0.2), writer(0.0)
+    go(first)
+    while first.stdout.readline() != "piece 3\n":
+        pass
+    go(second)  # waits for the first one
+    assert not (tmp_path / "shared.npy").exists()
+    first.kill()
+    said = second.communicate(timeout=60)[0].splitlines()
+    assert len(said) == 21
+    assert said[-1] == WHOLE
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_features_beyond_the_limit_are_not_kept(trial, own_cache):
