@@ -26,6 +26,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from encoder_lines import features, step  # noqa: E402
 from lines import Line, backends, cache, knn, line, mix, mix_memory  # noqa: E402
 
 RUNS, SHORT_RUNS = 9, 3
@@ -53,7 +54,8 @@ def turnaround(runs: int) -> list[Line]:
 
 
 SHORT: dict[str, Callable[[int], Line]] = {f.__name__: f for f in (knn, backends, mix, mix_memory, cache)}
-NAMES = (*SHORT, turnaround.__name__)
+LONG: dict[str, Callable[[int], Line]] = {f.__name__: f for f in (features, step)}
+NAMES = (*SHORT, *LONG, turnaround.__name__)
 
 
 def main() -> int:
@@ -77,7 +79,7 @@ def main() -> int:
     gross = []
     for name in given.names or (SHORT if given.short else NAMES):
         runs = SHORT_RUNS if given.short else RUNS
-        for found in turnaround(runs) if name == turnaround.__name__ else [SHORT[name](runs)]:
+        for found in turnaround(runs) if name == turnaround.__name__ else [(SHORT | LONG)[name](runs)]:
             _show(found, given.out)
             if found["ratio"] < GROSS * found["target"]:
                 gross.append(found["bench"])
