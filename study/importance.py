@@ -55,14 +55,22 @@ class Importance:
 
 
 def read_trials(journal: Path) -> dict[str, FrozenTrial]:
-    """Optuna's trials by job id (``t0003``); empty if the journal is missing, unreadable or empty."""
-    if not journal.exists():
+    """Optuna's trials by job id (``t0003``), from the journal or from the database that the study has instead; empty
+    if it is missing, unreadable or empty."""
+    in_database = journal.with_name("optuna.name").exists()
+    if not journal.exists() and not in_database:
         return {}
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
+    from study.trial_store import open_store
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
+        if in_database:
+            storage, name = open_store(journal.parent)
+            trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+            return {f"t{trial.number:04d}": trial for trial in trials}
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
         names = optuna.get_all_study_names(storage)
         study = optuna.load_study(study_name=names[0], storage=storage) if names else None

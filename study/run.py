@@ -85,12 +85,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(command: Command) -> int:
     """The study from preflight to report, with this process as its only driver."""
+    from study import trial_store
     from study.preflight import preflight
     from study.provenance import describe, hardware
 
     config, folder = command.config, StudyFolder(command.folder)
     print(f"study {config.name}; results in {command.folder}", flush=True)
     checked = preflight(config, command.storage, command.tracking_uri)
+    trial_store.check()
     for note in checked.notes:
         print(f"note: {note}", flush=True)
     if config.corpus.kind != "factory":

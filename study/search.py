@@ -1,7 +1,7 @@
 """The search of one study: what Optuna proposes, what becomes of it, and how both survive a crash.
 
-``Search`` owns the Optuna study in ``<study folder>/optuna.journal``. The published recipes are its first
-trials, the sampler proposes the others, and each trial ends exactly once: COMPLETE with its last
+``Search`` owns the Optuna study, in the study's folder or in a database (``trial_store.py``). The published recipes
+are its first trials, the sampler proposes the others, and each trial ends exactly once: COMPLETE with its last
 ``official``, PRUNED when it was stopped early (its values stay intermediate ones, from which TPE learns), or
 FAIL with the reason. A trial is a job ``t<number>`` in the study folder, and ``result.json`` is written
 before Optuna is told.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.folder import StudyFolder
+from study.trial_store import open_store
 from trainables.errors import UserError
 from trainables.settings import Scalar, digest, to_dict
 
@@ -104,7 +105,6 @@ class Search:
             UserError: unknown sampler, or a recipe in ``config.search.recipes`` that ``recipes`` lacks.
         """
         import optuna
-        from optuna.storages.journal import JournalFileBackend
 
         if config.search.sampler not in SAMPLERS:
             raise UserError(f"search.sampler = {config.search.sampler!r}: allowed are {', '.join(SAMPLERS)}")
@@ -122,12 +122,10 @@ class Search:
         self._duplicates = 0  # in a row
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = folder.path / "optuna.journal"
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        _mend(journal)
+        storage, name = open_store(folder.path)
         self.study = optuna.create_study(
-            study_name="search",
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+            study_name=name,
+            storage=storage,
             sampler=self._sampler(0),
             direction="maximize",
             load_if_exists=True,
@@ -285,15 +283,3 @@ class Search:
                 self._interrupted.append(job_id)
         if self._interrupted:
             logger.info("going on with interrupted trials: %s", ", ".join(self._interrupted))
-
-
-def _mend(journal: Path) -> None:
-    """Remove what a killed process can leave: half a last line, and a lock that nobody holds."""
-    lock = journal.with_name(journal.name + ".lock")
-    lock.unlink(missing_ok=True)
-    if journal.exists():
-        text = journal.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            with open(journal, "r+b") as file:
-                file.truncate(len(whole))

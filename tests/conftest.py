@@ -10,7 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "STUDY_STORAGE", "MLFLOW_TRACKING_URI"):
+for name in (
+    "RAY_ADDRESS",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "STUDY_STORAGE",
+    "STUDY_OPTUNA_URL",
+    "MLFLOW_TRACKING_URI",
+):
     os.environ.pop(name, None)  # a test must not find the developer's cluster or studies
 
 import pytest  # noqa: E402

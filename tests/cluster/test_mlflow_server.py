@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from study import trial_store
 from study.tracking_uri import check
 from tests.cluster.processes import end, free_ports, wait_for
 from trainables.errors import UserError
@@ -41,6 +42,23 @@ for number in range(2):
     study.end(one, result(2))
 study.tracker.finish("FINISHED")
 sys.exit(study.tracker.close(240))
+"""
+
+
+SEARCH = """
+import sys
+from pathlib import Path
+from study.config import StudyConfig, resolve
+from study.folder import StudyFolder
+from study.search import Search
+config = resolve(StudyConfig(), ["search.recipes=[]"], trials=int(sys.argv[2]))
+search = Search(config, StudyFolder(Path(sys.argv[1])), space=lambda trial: {"x": trial.suggest_float("x", 0.0, 1.0)},
+                recipes={}, cache_dir=Path(sys.argv[1]))
+while (job := search.ask()) is not None:
+    result = {"state": "finished", "reason": None, "epoch": 1, "metrics": {"official": 50 + job["params"]["x"]}}
+    search.folder.write_result(job["id"], result)
+    search.tell(job["id"], result)
+assert search.over
 """
 
 
@@ -245,6 +263,39 @@ def test_it_answers_only_under_the_names_allowed(server: Server) -> None:
     check(f"http://localhost:{server.port}")
     with pytest.raises(UserError, match=rf"start it with --allowed-hosts 127\.0\.0\.2:{server.port}"):
         check(f"http://127.0.0.2:{server.port}")
+
+
+def test_several_searches_share_the_same_postgresql(database: str, tmp_path: Path) -> None:
+    execute(f"{database}/postgres", "CREATE DATABASE optuna")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "STUDY_OPTUNA_URL": f"{database}/optuna"}
+    names = ["one", "two", "three"]
+    for trials in (3, 5):  # the second time each goes on
+        searches = [
+            subprocess.Popen(
+                [sys.executable, "-c", SEARCH, str(tmp_path / name), str(trials)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for name in names
+        ]
+        said = [search.communicate(timeout=200)[0] for search in searches]
+        assert [search.returncode for search in searches] == [0, 0, 0], said
+        rows = execute(
+            f"{database}/optuna",
+            "SELECT split_part(s.study_name, '-', 1), count(*) FROM trials t JOIN studies s USING (study_id) "
+            "WHERE t.state = 'COMPLETE' GROUP BY 1",
+        )
+        assert sorted(rows) == sorted((name, trials) for name in names)
+
+
+def test_a_wrong_password_for_trials_is_one_line(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDY_OPTUNA_URL", database.replace("p%40ss", "test-wrong") + "/postgres")
+    with pytest.raises(UserError, match="password authentication failed") as refused:
+        trial_store.check()
+    assert "test-wrong" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_server_says_what_it_lacks() -> None:
