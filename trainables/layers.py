@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainables.cache import Blocks, make_all, mixture_features, scoring_seed
+from trainables.cache import Blocks, clips_at_once, make_all, mixture_features, scoring_seed
 from trainables.data.corpus import Corpus, open_corpus
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.loop import check_trial, pick_device
@@ -68,7 +68,7 @@ def _embeddings(trial: TrialConfig, cache_dir: Path) -> tuple[Corpus, Plan, Enco
     plan = make_plan(corpus, split=trial.split, seed=scoring_seed(trial), bands_db=trial.scoring.bands_db)
     whole = replace(trial.encoder, layer=0, pooling="bands")  # the same file for every layer and pooling
     path = cache_dir / f"layers-{digest([plan.digest, encoder_digest(whole)])}.npy"
-    emb_RYND = make_all({path: lambda: _all_layers(corpus, plan, encoder, trial.scoring.batch_size, device)})[
+    emb_RYND = make_all({path: lambda: _all_layers(corpus, plan, encoder, clips_at_once(trial), device)})[
         path
     ]
     emb_RND = np.asarray(emb_RYND[:, encoder.layer - 1])
