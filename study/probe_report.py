@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from study.config import StudyConfig
 
 SHOWN, LISTED = 10, 40  # rows of the ranking on the terminal, in the findings; ranking.csv has all
+LEAST = 6  # columns on a terminal, however narrow: place, settings, official and low
 WORDS = {"layer": "the layer", "pooling": "the pooling", "backend": "the back end"}
 SELECTION = "Search machines: the first rows were chosen by these very numbers, which flatter them."
 STARRED = (
-    "* looks at all queries to score one, which no detector in use could; left out of what is recommended."
+    "A starred back end looks at all queries to score one, as no detector in use could; not recommended."
 )
 
 
@@ -216,12 +217,14 @@ def print_ranking(report: ProbeReport, *, file: TextIO | None = None, width: int
         table = ranking_table(report, SHOWN)
         lines = [table.header, *table.rows]
         sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        while sum(sizes) + 2 * len(sizes) - 2 > width and len(sizes) > LEAST:
+            sizes.pop()  # the last columns are in the findings
         for number, line in enumerate(lines):
-            sides = [str.ljust if i in (2, 3) else str.rjust for i in range(len(line))]
-            cells = (side(cell, size) for side, cell, size in zip(sides, line, sizes, strict=True))
+            sides = [str.ljust if i in (2, 3) else str.rjust for i in range(len(sizes))]
+            cells = (side(cell, size) for side, cell, size in zip(sides, line, sizes, strict=False))
             print("  ".join(cells).rstrip(), file=out)
             if not number:
-                print("-" * min(width, sum(sizes) + 2 * len(sizes) - 2), file=out)
+                print("-" * (sum(sizes) + 2 * len(sizes) - 2), file=out)
         for note in table.notes:
             print(note, file=out)
         print(file=out)

@@ -222,7 +222,7 @@ def test_the_terminal_shows_the_first_rows_and_the_one_in_use(opened: Probe, con
     config = replace(config, encoder=replace(config.encoder, layer=1, pooling="mean"))
     config = replace(config, scoring=replace(config.scoring, backend="knn1"))
     out = io.StringIO()
-    probe_report.print_ranking(probe_report.write_report(opened.folder, config), file=out, width=100)
+    probe_report.print_ranking(probe_report.write_report(opened.folder, config), file=out, width=120)
     lines = out.getvalue().splitlines()
     assert lines[0].split() == [
         "#",
@@ -238,7 +238,12 @@ def test_the_terminal_shows_the_first_rows_and_the_one_in_use(opened: Probe, con
     ]
     assert lines[2].split()[:4] == ["1", "2", "bands", "knn1_domain_z_test*"]
     assert [line.split()[0] for line in lines[2:13]] == [*map(str, range(1, 11)), "12"]
-    assert any(line.startswith("* looks at all queries") for line in lines)
+    assert any(line.startswith("A starred back end looks at all queries") for line in lines)
+    out = io.StringIO()
+    probe_report.print_ranking(probe_report.write_report(opened.folder, config), file=out, width=60)
+    narrow = out.getvalue().splitlines()
+    assert max(map(len, narrow[:13])) <= 60
+    assert narrow[0].split()[-3:] == ["end", "official", "low"]
 
 
 def test_a_probe_of_nothing_has_a_report_too(opened: Probe, config: StudyConfig) -> None:
