@@ -57,10 +57,17 @@ class Listing:
         self._require(folders)
         files, supplements = [], []
         mute: Counter[str] = Counter()
+        seen: dict[tuple[str, str, str], Path] = {}
         for machine, found in folders.items():
             attributes = self._attributes(found)
             for folder in found:
                 for place, path in _wavs(folder, ("train", *self._tests(folder))):
+                    twin = seen.setdefault((machine, place, path.name), path)
+                    if twin != path:
+                        raise UserError(
+                            f"{self._origin(path)}: is there twice, also as {self._origin(twin)}; remove one copy of "
+                            "the set"
+                        )
                     facts = self._look(machine, place, path, attributes)
                     if place != "train" and not (facts.label and facts.domain):
                         mute[machine] += 1

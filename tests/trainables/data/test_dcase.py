@@ -269,6 +269,15 @@ def test_what_is_missing_is_named_with_its_record_and_place(tmp_path: Path, refu
         dcase_source(config(tmp_path, 2023, machines=("bearing",)))
 
 
+def test_a_set_unpacked_twice_is_refused(tmp_path: Path, refusal) -> None:
+    Layout(tmp_path, 2023).write("dev", ("fan",))
+    shutil.copytree(tmp_path / "dev_data/fan", tmp_path / "fan")
+    with refusal(
+        "dev_data/fan/train/section_00_source_train_normal_0000_vel_6.wav: is there twice", "fan/train"
+    ):
+        dcase_source(config(tmp_path, 2023, machines=("fan",)))
+
+
 def test_other_bad_input(tmp_path: Path, refusal) -> None:
     layout = Layout(tmp_path / "data", 2023).write("dev", ("fan", "valve")).write("eval", ("shaker",))
     given = {"machines": ("fan", "valve", "shaker")}
