@@ -76,6 +76,17 @@ class ConfirmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class YardstickConfig:
+    """The challenge's own baseline beside teacher and oracle: an autoencoder trained for ``steps`` on every bank
+    (``trainables/autoencoder.py``), on the machines of the ``search``, of ``confirm``, of both or of neither.
+    """
+
+    search: bool = False
+    confirm: bool = False
+    steps: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """One study, complete. ``name`` and ``preset`` are labels: they change no result."""
 
@@ -89,6 +100,7 @@ class StudyConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+    yardstick: YardstickConfig = field(default_factory=YardstickConfig)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -118,6 +130,8 @@ WITHOUT_EFFECT = (
     "search.trials",
     "training.compile",
     "training.checkpointing",
+    "yardstick.search",
+    "yardstick.confirm",
     "training.device",
     "training.threads",
     "scoring.batch_size",

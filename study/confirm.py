@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Job = dict[str, Any]
 FROZEN = ("teacher", "oracle")  # references, of which a study has those that its evaluation names
+YARDSTICK = "autoencoder"  # the challenge's baseline: who, and the system that trains it
 FIRST_SEED = 1000  # confirmation draws what no search trial has drawn
 
 
@@ -123,6 +124,8 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
     for seed in range(config.confirm.seeds):
         for who in config.evaluation.references:
             jobs.append(job(who, seed, config=frozen, params={"reference": who}, label=f"frozen {who}"))
+        if config.yardstick.confirm:
+            jobs.append(job(YARDSTICK, seed, **yardstick(config)))
         for who in config.confirm.recipes:
             label = f"{who}: {label_of(recipes[who])}"
             jobs.append(job(who, seed, params=recipes[who], label=label, baseline=who))
@@ -133,6 +136,15 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
             made = job(finalist.who, seed, params=finalist.params, label=label, baseline=finalist.baseline)
             jobs.append({**made, "source": finalist.trial_id})
     return jobs
+
+
+def yardstick(config: StudyConfig) -> dict[str, Any]:
+    """What makes a job of either stage one of the challenge's autoencoder."""
+    return {
+        "config": dataclasses.replace(config, system=YARDSTICK),
+        "params": {"steps": config.yardstick.steps},
+        "label": "DCASE autoencoder",
+    }
 
 
 def job_name(who: str, seed: int) -> str:

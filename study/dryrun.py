@@ -26,9 +26,9 @@ def dry_run(command: Command) -> int:
     """
     config = command.config
     checked = preflight(config, command.storage, command.tracking_uri, dry_run=True)
-    num_references = len(config.evaluation.references)
+    num_references, beside = len(config.evaluation.references), config.yardstick
     confirmed = config.confirm.seeds * (
-        num_references + config.confirm.finalists + len(config.confirm.recipes)
+        num_references + beside.confirm + config.confirm.finalists + len(config.confirm.recipes)
     )
     print(f"study {config.name} (dry run: nothing is started)")
     print(f"runs on    {place()}")
@@ -38,6 +38,7 @@ def dry_run(command: Command) -> int:
     print(
         f"jobs       {config.search.trials} trials of up to {config.training.epochs} epochs, then up to {confirmed} "
         f"to confirm the best; {count(num_references, 'frozen reference')}"
+        f"{' and the autoencoder of DCASE' if beside.search else ''}"
     )
     for note in checked.notes:
         print(f"note       {note}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import search_spaces
 from study import statistics
+from study.confirm import YARDSTICK
 from study.statistics import Estimate
 from study.summary import BEST_TITLE, CELL_TITLES, Method, Summary, count
 from trainables.errors import UserError
@@ -75,9 +76,12 @@ def name_of(method: Method) -> str:
     """A method inside a sentence."""
     if method.title == BEST_TITLE:
         return "the best found setting"
-    return {"teacher": "the frozen teacher", "oracle": "the oracle", "paper": "the paper's setting"}.get(
-        method.who, method.title.lower()
-    )
+    return {
+        "teacher": "the frozen teacher",
+        "oracle": "the oracle",
+        "paper": "the paper's setting",
+        YARDSTICK: "the challenge's autoencoder",
+    }.get(method.who, method.title.lower())
 
 
 # -- findings ---------------------------------------------------------------------------------------------------------
@@ -93,6 +97,7 @@ def findings(summary: Summary) -> list[str]:
             _against_paper,
             _where_it_sits,
             _recipes,
+            _yardstick,
             _what,
             _mattered,
             _searched,
@@ -254,6 +259,29 @@ def _recipes(summary: Summary) -> Iterator[str]:
     parts = [f"{name_of(m)} {points(paired, signed=True)}" for paired, m in rows]
     where_ = f"{summary.held_out}, all SNRs" if summary.evaluation.mixed else summary.held_out
     yield f"Published recipes against the frozen teacher, {where_}: {'; '.join(parts)}."
+
+
+def _yardstick(summary: Summary) -> Iterator[str]:
+    """Where the challenge's own baseline stands, by each of its scores."""
+    best, found = summary.methods.get(summary.best_who), summary.yardstick
+    if not found:
+        return
+    shown = {
+        "ae_mse": "squared error",
+        "ae_mahalanobis": "Mahalanobis",
+        "ae_mahalanobis_mean": "of the mean error",
+    }
+    parts = [f"{points(estimate)} by {shown[name]}" for name, estimate in found.items()]
+    steps = summary.config.yardstick.steps
+    text = (
+        f"The challenge's autoencoder ({steps} steps a bank) scores {', '.join(parts)} on {summary.held_out}"
+    )
+    paired = summary.versus(best.who, YARDSTICK) if best else None
+    if paired is not None and best is not None:
+        text += (
+            f"; {name_of(best)} differs from the first by {points(paired, signed=True)}: {verdict(paired)}"
+        )
+    yield f"{text}."
 
 
 def _recipe_titles(summary: Summary) -> set[str]:

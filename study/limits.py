@@ -76,6 +76,7 @@ RULES: tuple[Rule, ...] = (
     between("slots.start_timeout_s", 1, 86_400, 600.0),
     between("confirm.seeds", 0, 1_000, 3),
     between("confirm.finalists", 1, 1_000, 1),
+    between("yardstick.steps", 1, 10_000_000, 200),
 )
 
 

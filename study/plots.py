@@ -29,6 +29,7 @@ BEST, TEACHER, ORACLE, PALE, INK = "#1f5f99", "#8a8a8a", "#222222", "#c9d3dc", "
 COLOURS = {
     "teacher": TEACHER,
     "oracle": ORACLE,
+    "autoencoder": "#b5a7a0",
     "paper": "#c26a2d",
     "alignment": "#5d8a66",
     "tagging": "#8d6a9f",

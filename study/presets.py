@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from study.config import ConfirmConfig, SearchConfig, SlotsConfig, StudyConfig
+from study.config import ConfirmConfig, SearchConfig, SlotsConfig, StudyConfig, YardstickConfig
 from trainables.errors import UserError
 from trainables.settings import CorpusConfig, TrainingConfig
 
@@ -22,6 +22,7 @@ def quick() -> StudyConfig:
         search=SearchConfig(trials=12),
         slots=SlotsConfig(count=2, workers=1, cpus_per_worker=0.5),  # so that one core will do
         confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
+        yardstick=YardstickConfig(search=True, confirm=True, steps=100),
     )
 
 
@@ -33,6 +34,7 @@ def factory() -> StudyConfig:
         search=SearchConfig(trials=32),
         slots=SlotsConfig(count=2, workers=1),
         confirm=ConfirmConfig(seeds=5, finalists=1, recipes=("paper", "alignment", "tagging", "denoising")),
+        yardstick=YardstickConfig(search=True, confirm=True, steps=400),
     )
 
 
@@ -45,6 +47,7 @@ def stems() -> StudyConfig:
         search=SearchConfig(trials=12),
         slots=SlotsConfig(count=2, workers=1),
         confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
+        yardstick=YardstickConfig(search=True, confirm=True),
     )
 
 
@@ -60,6 +63,7 @@ def dcase() -> StudyConfig:
         search=SearchConfig(trials=24),
         slots=SlotsConfig(count=num_gpus or 2, workers=1, gpus_per_worker=1.0 if num_gpus else 0.0),
         confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
+        yardstick=YardstickConfig(search=True, confirm=True, steps=2000),
     )
 
 

@@ -29,8 +29,9 @@ Result = Mapping[str, Any]
 
 
 def kind_of(job: Job) -> str:
-    """Jobs of one kind cost about the same: ``trial``, ``confirm``, and ``frozen`` ones of either stage."""
-    return f"frozen {job['role']}" if job["trial"]["system"] == "frozen" else str(job["role"])
+    """Jobs of one kind cost about the same: ``trial``, ``confirm``, and ``frozen`` or ``yardstick`` ones of a stage."""
+    kind = {"frozen": "frozen ", "autoencoder": "yardstick "}.get(job["trial"]["system"], "")
+    return f"{kind}{job['role']}"
 
 
 class Progress:
@@ -74,7 +75,7 @@ class Progress:
         jobs = list(jobs)
         self._width = max([self._width, *(len(job["id"]) for job in jobs)])
         numbers = Counter(kind_of(job) for job in jobs)
-        for kind in ("confirm", "frozen confirm"):
+        for kind in ("confirm", "frozen confirm", "yardstick confirm"):
             self.expected[kind] = numbers[kind]
 
     def job_started(self, job: Job) -> None:
@@ -157,7 +158,7 @@ class Progress:
         """A guess at the seconds that are left, None while nothing is known of trials.
 
         Trials are counted at the mean of those that ended, stopped early or not; confirmations, which are never
-        stopped, at that of whole trials until one has ended; frozen ones at nothing until then.
+        stopped, at that of whole trials until one has ended; frozen and yardstick ones at nothing until then.
         """
         total = 0.0
         for kind, number in self.expected.items():
@@ -165,7 +166,7 @@ class Progress:
             costs = self._costs_s.get(kind) or (
                 self._costs_s.get("whole trial") if kind == "confirm" else None
             )
-            if left <= 0 or (not costs and kind.startswith("frozen")):
+            if left <= 0 or (not costs and kind.startswith(("frozen", "yardstick"))):
                 continue
             if not costs:
                 return None

@@ -140,7 +140,7 @@ def nothing_left(command: Command, folder: StudyFolder, search: Search | Probe) 
     """Whether every job of the study has ended, so that neither Ray nor workers are needed."""
     from study.confirm import confirm_jobs
 
-    jobs = [*reference_jobs(command, folder), *confirm_jobs(command.config, folder)]
+    jobs = [*first_jobs(command, folder), *confirm_jobs(command.config, folder)]
     return search.over and all(folder.result(job["id"]) is not None for job in jobs)
 
 
@@ -232,10 +232,23 @@ def run_all_jobs(command: Command, folder: StudyFolder, search: Search | Probe, 
         config,
         search,
         slot_class(config.slots, storage=command.folder / "slots"),
-        before_search=reference_jobs(command, folder),
+        before_search=first_jobs(command, folder),
         after_search=after_search,
         listeners=[tracker, progress],
     )
+
+
+def first_jobs(command: Command, folder: StudyFolder) -> list[dict[str, Any]]:
+    """What every trial is measured against, on the search machines: the references, then the challenge's baseline."""
+    from study.confirm import YARDSTICK, yardstick
+    from study.search import build_job
+
+    jobs = reference_jobs(command, folder)
+    if command.config.yardstick.search:
+        made: dict[str, Any] = {"role": "baseline", "baseline": YARDSTICK, **yardstick(command.config)}
+        made |= {"job_id": f"b-{YARDSTICK}", "cache_dir": command.storage / "cache"}
+        jobs.append(build_job(made.pop("config"), folder, **made))
+    return jobs
 
 
 def reference_jobs(command: Command, folder: StudyFolder) -> list[dict[str, Any]]:
@@ -262,12 +275,17 @@ def reference_jobs(command: Command, folder: StudyFolder) -> list[dict[str, Any]
 
 def expected_jobs(config: StudyConfig) -> dict[str, int]:
     """Jobs of a whole study by kind (``study/progress.py``), if no finalist is a recipe that is confirmed anyway."""
-    confirm, references = config.confirm, config.evaluation.references
+    confirm, references, yardstick = config.confirm, config.evaluation.references, config.yardstick
+    beside = {
+        "yardstick baseline": int(yardstick.search),
+        "yardstick confirm": confirm.seeds * yardstick.confirm,
+    }
     return {
         "frozen baseline": len(references),
         "trial": config.search.trials,
         "frozen confirm": confirm.seeds * len(references),
         "confirm": confirm.seeds * (len(confirm.recipes) + confirm.finalists),
+        **{kind: number for kind, number in beside.items() if number},
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,14 +21,14 @@ from study import confirm, statistics
 from study.folder import StudyFolder
 from study.importance import Importance, measure, read_trials
 from study.statistics import Cells, Estimate
-from trainables.scoring.evaluation import Evaluation
+from trainables.scoring.evaluation import AUTOENCODER_SCORES, Evaluation
 from trainables.settings import Scalar
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
 
 BEST_TITLE = "Best found"
-ORDER = ("teacher", "oracle", "denoising", "tagging", "alignment", "paper")
+ORDER = ("teacher", "oracle", confirm.YARDSTICK, "denoising", "tagging", "alignment", "paper")
 CELL_TITLES = {
     "s_auc": "source AUC",
     "t_auc": "target AUC",
@@ -39,6 +39,7 @@ CELL_TITLES = {
 TITLES = {
     "teacher": "Frozen teacher",
     "oracle": "Oracle",
+    confirm.YARDSTICK: "DCASE autoencoder",
     "denoising": "Denoising",
     "tagging": "Tagging",
     "alignment": "Alignment",
@@ -106,6 +107,7 @@ class Summary:
     """A study in numbers. ``best`` is None without a full-length trial; ``best_who`` names its row.
 
     ``held_out`` says what confirmation was scored on: a corpus with few machines holds out recordings of theirs.
+    ``yardstick`` holds the challenge's autoencoder there by each of its scores.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Summary:
     notes: tuple[str, ...]
     missing: tuple[str, ...]
     held_out: str = "held-out machines"
+    yardstick: Mapping[str, Estimate] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     files: tuple[Path, ...] = ()
@@ -185,6 +188,7 @@ def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
         notes=tuple(study.get("notes") or ()),
         missing=tuple(_missing(config, runs, methods, chosen)),
         held_out=_held_out(folder, methods),
+        yardstick={name: e for name in AUTOENCODER_SCORES if (e := _yardstick(folder, runs, name))},
     )
 
 
@@ -234,7 +238,10 @@ def _methods(
     """Every row: references, published recipes, finalists, in this order."""
     grid = config.evaluation
     recipes = list(search_spaces.load(config.system).RECIPES)
-    known = [w for w in ORDER if w in (*grid.references, *recipes)] + [w for w in recipes if w not in ORDER]
+    beside = [confirm.YARDSTICK] if config.yardstick.search or config.yardstick.confirm else []
+    known = [w for w in ORDER if w in (*grid.references, *beside, *recipes)] + [
+        w for w in recipes if w not in ORDER
+    ]
     titles = {who: TITLES.get(who, who.capitalize()) for who in known}
     for finalist in chosen:
         if finalist.who not in titles:
@@ -273,6 +280,11 @@ def _methods(
     return found
 
 
+def _yardstick(folder: StudyFolder, runs: tuple[Run, ...], backend: str) -> Estimate | None:
+    cells = statistics.gather(_confirmed(folder, runs, confirm.YARDSTICK), backend)
+    return statistics.mean(cells) if cells.seeds else None
+
+
 def keys(grid: Evaluation) -> dict[str, dict[str, str]]:
     """Names of the slices of the grid, and what each selects."""
     found: dict[str, dict[str, str]] = {"": {}}
@@ -284,20 +296,26 @@ def keys(grid: Evaluation) -> dict[str, dict[str, str]]:
 
 
 def _cells(folder: StudyFolder, config: StudyConfig, runs: tuple[Run, ...], who: str) -> Cells | None:
+    backend = AUTOENCODER_SCORES[0] if who == confirm.YARDSTICK else config.scoring.backend
+    cells = statistics.gather(_confirmed(folder, runs, who), backend)
+    return cells if cells.seeds else None
+
+
+def _confirmed(folder: StudyFolder, runs: tuple[Run, ...], who: str) -> dict[int, list[dict[str, Any]]]:
+    """The tables of a method's confirmed seeds."""
     tables = {}
     for run in runs:
         named = confirm.read_name(run.id)
         if run.role == "confirm" and run.state == "finished" and named and named[0] == who:
             tables[named[1]] = folder.table(run.id)
-    cells = statistics.gather(tables, config.scoring.backend)
-    return cells if cells.seeds else None
+    return tables
 
 
 def _search_run(runs: tuple[Run, ...], who: str, chosen: tuple[confirm.Finalist, ...]) -> Run | None:
     """The run on the search machines that a row stands for."""
     source = next((f.trial_id for f in chosen if f.who == who), None)
     for run in runs:
-        if run.id == source or (who in confirm.FROZEN and run.id == f"b-{who}"):
+        if run.id == source or (who in (*confirm.FROZEN, confirm.YARDSTICK) and run.id == f"b-{who}"):
             return run
     return next((run for run in runs if run.role == "trial" and run.baseline == who), None)
 
@@ -330,14 +348,15 @@ def _missing(
         found.append(f"{len(trials)} of {config.search.trials} search trials were started.")
     if trials and not chosen:
         found.append("No search trial ran to its last epoch, so there is no best setting.")
-    for who in grid.references:
+    for who in (*grid.references, *([confirm.YARDSTICK] if config.yardstick.search else [])):
         run = next((run for run in runs if run.id == f"b-{who}"), None)
         if run is None or run.state != "finished":
             found.append(f"The {who} was not scored on the search machines.")
     if not config.confirm.seeds:
         found.append("No confirmation stage (confirm.seeds = 0): nothing was scored on held-out machines.")
     elif chosen:
-        wanted = [*grid.references, *config.confirm.recipes, *(f.who for f in chosen)]
+        measures = [*grid.references, *([confirm.YARDSTICK] if config.yardstick.confirm else [])]
+        wanted = [*measures, *config.confirm.recipes, *(f.who for f in chosen)]
         for who in dict.fromkeys(wanted):
             have = methods[who].seeds if who in methods else ()
             lacking = [str(seed) for seed in range(config.confirm.seeds) if seed not in have]

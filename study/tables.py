@@ -6,6 +6,7 @@ year's score where recordings are mixed already, and the share of the gap closed
 
 from __future__ import annotations
 
+from study.confirm import YARDSTICK
 from study.document import Table
 from study.findings import percent, points
 from study.summary import CELL_TITLES, Method, Summary
@@ -70,7 +71,8 @@ def confirmed_table(summary: Summary) -> Table:
 
 def unconfirmed(summary: Summary) -> str:
     """A line on the rows that are missing in the comparison; empty when there are none."""
-    names = [title_of(summary, method) for method in summary.methods.values() if not method.scores]
+    lacking = [m for m in summary.methods.values() if not m.scores and m.who != YARDSTICK]
+    names = [title_of(summary, method) for method in lacking]
     return f"Not confirmed: {', '.join(names)}; confirm.recipes says which recipes are." if names else ""
 
 

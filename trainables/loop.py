@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from trainables.autoencoder import HEADLINE, autoencoder_table
+from trainables.autoencoder import autoencoder_record
 from trainables.cache import Materials, clips_at_once, mixture_features, prepare
 from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from trainables.encoders.encoder import load_encoder
@@ -81,10 +81,12 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
         yield _bare(record) if rank else record
         return
     if trial.system == AUTOENCODER:
-        bare = {"epoch": 1, "epochs": 1, "done": True}
-        yield (
-            bare if rank else bare | autoencoder_record(trial, materials, device)
-        )  # of which one rank is enough
+        record = {"epoch": 1, "epochs": 1, "done": True}
+        if rank == 0:  # one is enough
+            record |= autoencoder_record(trial, materials, device)
+            scored, table = record["metrics"], record["table"]
+            record["metrics"] = scored | gap_metric(scored, materials.reference, table, trial.scoring)
+        yield record
         return
     run = _Run(trial, materials, device, rank, world)
     first = run.restore(checkpoint_dir)
@@ -154,15 +156,6 @@ def reference_record(trial: TrialConfig, materials: Materials) -> Record:
     metrics = summarise(table, trial.scoring.backend)
     metrics |= gap_metric(metrics, materials.reference, table, trial.scoring)
     return {"epoch": 1, "epochs": 1, "done": True, "metrics": metrics, "table": table}
-
-
-def autoencoder_record(trial: TrialConfig, materials: Materials, device: torch.device) -> Record:
-    """Metrics and table of the challenge's autoencoder on the trial's grid, trained with the trial's seed."""
-    begun = time.perf_counter()
-    table, losses = autoencoder_table(materials.corpus, materials.plan, seed=trial.seed, device=device)
-    metrics = summarise(table, HEADLINE)
-    metrics |= gap_metric(metrics, materials.reference, table, trial.scoring)
-    return {"metrics": metrics | losses | {"autoencoder_s": time.perf_counter() - begun}, "table": table}
 
 
 def _bare(record: Record) -> Record:

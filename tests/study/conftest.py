@@ -27,6 +27,7 @@ SMALL = (
     "training.steps_per_epoch=2",
     'search.recipes=["paper"]',
     "confirm.seeds=1",
+    "yardstick.steps=2",
     "slots.count=1",
     "slots.cpus_per_worker=0.5",
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import search_spaces
-from study.config import ConfirmConfig, StudyConfig
+from study.config import ConfirmConfig, StudyConfig, YardstickConfig
 from study.confirm import confirm_jobs, finalists, read_name, student_path
 from study.folder import StudyFolder
 from study.search import build_job
@@ -175,3 +175,18 @@ def test_ids_of_other_jobs_are_no_confirmations() -> None:
     assert read_name("t0003") is None
     assert read_name("b-teacher") is None
     assert read_name("c-paper-s12") == ("paper", 12)
+
+
+def test_the_challenge_s_autoencoder_is_confirmed_where_it_is_asked_for(folder: StudyFolder) -> None:
+    write(folder, "t0004", 61.0)
+    config = replace(CONFIG, yardstick=YardstickConfig(confirm=True, steps=7))
+    jobs = {job["id"]: job for job in confirm_jobs(config, folder)}
+    assert list(jobs)[:4] == ["c-teacher-s0", "c-oracle-s0", "c-autoencoder-s0", "c-paper-s0"]
+    trial = build(TrialConfig, jobs["c-autoencoder-s1"]["trial"])
+    assert (trial.system, trial.params, trial.split, trial.seed) == (
+        "autoencoder",
+        {"steps": 7},
+        "confirm",
+        1001,
+    )
+    assert not any("autoencoder" in job["id"] for job in confirm_jobs(CONFIG, folder))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from trainables import autoencoder
 from trainables.autoencoder import (
     MAHALANOBIS,
     MAHALANOBIS_MEAN,
@@ -152,9 +151,8 @@ def test_features_are_decibels_on_slaney_s_mel_scale():
     assert 0.9 < mel.filters_KM[:, peak].argmax() * rate_hz / 1024 / 1000 < 1.1
 
 
-def test_its_record_holds_every_cell_under_its_own_back_ends(small_trial, cache_dir, monkeypatch):
-    monkeypatch.setattr(autoencoder, "AutoencoderConfig", lambda: AutoencoderConfig(steps=3, width=8))
-    trial: TrialConfig = replace(small_trial("frozen"), system="autoencoder", params={})
+def test_its_record_holds_every_cell_under_its_own_back_ends(small_trial, cache_dir):
+    trial: TrialConfig = replace(small_trial("frozen"), system="autoencoder", params={"steps": 3})
     (record,) = train(trial, cache_dir=cache_dir)
     (teacher,) = train(small_trial("frozen"), cache_dir=cache_dir)
     names = {MSE, MAHALANOBIS, MAHALANOBIS_MEAN}
@@ -164,6 +162,11 @@ def test_its_record_holds_every_cell_under_its_own_back_ends(small_trial, cache_
     assert sorted(where) == sorted({(r["machine"], r["subset"], r["band"]) for r in teacher["table"]})
     assert (record["epoch"], record["epochs"], record["done"]) == (1, 1, True)
     assert set(teacher["metrics"]) <= set(record["metrics"])
+    assert {record["metrics"][key] for key in ("official", f"{MSE}/official")} == {
+        record["metrics"]["official"]
+    }
     assert all(0 <= row["official"] <= 100 for row in record["table"])
+    with pytest.raises(UserError, match="steps = 0"):
+        next(train(replace(trial, params={"steps": 0}), cache_dir=cache_dir))
     (again,) = train(trial, cache_dir=cache_dir)
     assert again["table"] == record["table"]

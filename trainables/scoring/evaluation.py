@@ -19,6 +19,9 @@ SUBSETS: Mapping[str, tuple[str, str]] = {  # subset -> (noise of the bank, nois
     "mismatched": ("nonstationary", "stationary"),
 }
 RECORDED = "recorded"
+# Scores of the challenge's autoencoder (``trainables/autoencoder.py``), which stand for back ends in its tables. The
+# first is the one that speaks for it.
+AUTOENCODER_SCORES = ("ae_mse", "ae_mahalanobis", "ae_mahalanobis_mean")
 CELLS = ("s_auc", "t_auc", "pauc", "s_pauc", "t_pauc")  # all that a row may hold, in the order they are shown
 _CELLS_OF_YEAR = {2020: ("s_auc", "pauc"), 2021: ("s_auc", "t_auc", "s_pauc", "t_pauc")}
 
