@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainables.encoders import ENCODERS, wav2vec
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.encoders.wav2vec import Wav2vec, receptive_field
 from trainables.errors import UserError
+from trainables.loop import train
 from trainables.settings import EncoderConfig
 
 NAMES = [name for name, module in ENCODERS.items() if module == "trainables.encoders.wav2vec"]
@@ -239,3 +241,18 @@ def test_a_file_that_is_no_archive_is_refused(bundle: Any, tmp_path: Any) -> Non
             load_encoder(EncoderConfig(name="hubert_large", checkpoint=str(tmp_path / name)))
     with pytest.raises(UserError, match="no such file"):
         load_encoder(EncoderConfig(name="hubert_large", checkpoint=str(tmp_path / "none.pth")))
+
+
+def test_a_student_of_it_trains(bundle: Any, tmp_path: Any, cache_dir: Any, small_trial: Any) -> None:
+    """From the raw wave through cache, SpecAugment and both losses to a table of scores."""
+    bundle._params["extractor_conv_layer_config"] = [
+        (16, 10, 5),
+        (16, 8, 8),
+        (16, 8, 8),
+    ]  # 20 ms, as published
+    torch.save(wav2vec2_model(**bundle._params).state_dict(), tmp_path / "weights.pth")
+    encoder = EncoderConfig(name="hubert_large", checkpoint=str(tmp_path / "weights.pth"), layer=2)
+    trial = small_trial("retain", params={"align_level": "tokens", "spec_time_fraction": 0.2}, epochs=1)
+    (record,) = train(replace(trial, encoder=encoder), cache_dir=cache_dir)
+    assert 0 < record["metrics"]["loss_mix"] < 10
+    assert record["table"]
