@@ -268,8 +268,8 @@ def _yardstick(summary: Summary) -> Iterator[str]:
         return
     shown = {
         "ae_mse": "squared error",
-        "ae_mahalanobis": "Mahalanobis",
-        "ae_mahalanobis_mean": "of the mean error",
+        "ae_mahalanobis": "Mahalanobis distance",
+        "ae_mahalanobis_mean": "that of the mean error",
     }
     parts = [f"{points(estimate)} by {shown[name]}" for name, estimate in found.items()]
     steps = summary.config.yardstick.steps

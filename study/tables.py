@@ -95,7 +95,7 @@ def paired_table(summary: Summary) -> Table:
         share = f"{whole.share_above:.0%}" if whole and whole.share_above is not None else "-"
         rows.append((title_of(summary, method), *values, share))
     note = (
-        "Method minus frozen teacher, same seeds, machines and mixtures, in points. The last column is the share of "
+        "Method minus frozen teacher, same seeds, machines and clips, in points. The last column is the share of "
         "resamples above zero; with few machines it overstates certainty, so the interval decides."
     )
     return Table(
