@@ -33,16 +33,17 @@ SPARE_BYTES = 500 << 20  # for checkpoints, records, plots, the tracking databas
 FEATURES_PER_S = 16_000  # of the raw wave; no encoder here makes larger features
 ENCODER_CHECK = """
 import json, sys
+from pathlib import Path
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import UserError
 from trainables.settings import CorpusConfig, EncoderConfig, build
-encoder, corpus = json.loads(sys.argv[1])
+encoder, corpus, folder = json.loads(sys.argv[1])
 try:
-    loaded = load_encoder(build(EncoderConfig, encoder))
+    loaded = load_encoder(build(EncoderConfig, encoder), Path(folder) if folder else None)
     loaded.check_clips(build(CorpusConfig, corpus))
 except UserError as error:
     sys.exit(f"refused: {error}")
-print(json.dumps([loaded.backbone.num_layers, loaded.backbone.num_bands]))
+print(json.dumps([loaded.backbone.num_layers, loaded.backbone.num_bands, loaded.backbone.source]))
 """
 
 
@@ -88,7 +89,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
     feature_bytes = 4 * FEATURES_PER_S * config.corpus.clip_s * num_mixtures
     needed = corpus_bytes + min(feature_bytes, config.scoring.feature_cache_gb * 1e9) + SPARE_BYTES
     check_room(storage, needed)
-    check_encoder(config.encoder, config.corpus)
+    weights = check_encoder(config.encoder, config.corpus, storage / "cache" if storage.is_dir() else None)
     if dry_run and cluster.attaches():
         with cluster.attach_or_start(config.slots, storage) as connected:
             room = connected.text
@@ -97,6 +98,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
         f"corpus     {config.corpus.kind}: {len(corpus.clips)} clips of {config.corpus.clip_s:g} s; "
         f"{len(roles.train)} machines train, {len(roles.search)} are scored while searching, "
         f"{len(roles.confirm)} confirm",
+        f"encoder    {config.encoder.name}{': ' if weights else ''}{weights}",
         f"slots      {room or 'counted when the study attaches to the Ray cluster'}",
         f"storage    {storage} ({needed / 1e9:.1f} GB at most, {_free(storage) / 1e9:.1f} GB free)",
         f"tracking   {redact(tracking_uri)}",
@@ -211,24 +213,34 @@ def check_corpus(corpus: Corpus, config: StudyConfig) -> tuple[list[str], int]:
     return notes, sum(len(plan.clip_R) for plan in plans)
 
 
-def check_encoder(config: EncoderConfig, corpus: CorpusConfig) -> None:
+def check_encoder(config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path | None = None) -> str:
     """The encoder can be loaded as configured, and hears clips as short as those of ``corpus``.
 
-    The built-in weights at their last layer can, and hear whatever passes ``limits.py``.
+    The built-in weights at their last layer can, and hear whatever passes ``limits.py``. Weights that come in another
+    form are converted into ``cache_dir`` now.
+
+    Returns:
+        Which weights these are, if the encoder says so.
     """
     if config.name == "tiny" and config.checkpoint is None and config.layer == 0:
-        return
+        return ""
     if config.checkpoint is not None and not Path(config.checkpoint).is_file():
         raise UserError(
             f"encoder.checkpoint = {config.checkpoint!r}: no such file; for example --set encoder.checkpoint=null "
             "for the weights that come along"
         )
-    encoder_layout(config, corpus)
+    return _loaded(config, corpus, cache_dir)[2]
+
+
+def encoder_layout(config: EncoderConfig, corpus: CorpusConfig) -> tuple[int, int]:
+    """Numbers of layers and of frequency bands of the encoder, which is loaded for it. Raises as ``check_encoder``."""
+    num_layers, num_bands, _ = _loaded(config, corpus, None)
+    return num_layers, num_bands
 
 
 @lru_cache(maxsize=4)
-def encoder_layout(config: EncoderConfig, corpus: CorpusConfig) -> tuple[int, int]:
-    """Numbers of layers and of frequency bands of the encoder, which is loaded for it.
+def _loaded(config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path | None) -> tuple[int, int, str]:
+    """Numbers of layers and of frequency bands of the encoder, and which weights these are.
 
     That is tried in a process of its own: loading needs PyTorch, which costs seconds and memory that the process
     that drives a study shall not pay.
@@ -236,7 +248,12 @@ def encoder_layout(config: EncoderConfig, corpus: CorpusConfig) -> tuple[int, in
     Raises:
         UserError: it cannot be loaded as configured, or does not hear clips as short as those of ``corpus``.
     """
-    command = [sys.executable, "-c", ENCODER_CHECK, json.dumps(to_dict([config, corpus]))]
+    command = [
+        sys.executable,
+        "-c",
+        ENCODER_CHECK,
+        json.dumps(to_dict([config, corpus, cache_dir and str(cache_dir)])),
+    ]
     path = os.pathsep.join([str(cluster.ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
@@ -249,5 +266,5 @@ def encoder_layout(config: EncoderConfig, corpus: CorpusConfig) -> tuple[int, in
         raise UserError(
             f"encoder.name = {config.name!r}: cannot be loaded ({last}); run 'make env', then again"
         )
-    num_layers, num_bands = json.loads(done.stdout.splitlines()[-1])
-    return num_layers, num_bands
+    num_layers, num_bands, source = json.loads(done.stdout.splitlines()[-1])
+    return num_layers, num_bands, source

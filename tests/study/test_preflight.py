@@ -19,6 +19,7 @@ from trainables.data.corpus import Clip, Corpus, MachineRoles
 from trainables.encoders.encoder import load_encoder
 from trainables.encoders.tiny import Tiny, TinyShape, save_tiny
 from trainables.errors import UserError
+from trainables.files import content_digest
 from trainables.settings import LIMITS, CorpusConfig, EncoderConfig
 
 
@@ -214,6 +215,20 @@ def test_what_makes_a_corpus_weak_is_a_note() -> None:
 def test_the_built_in_encoder_costs_nothing_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", None)
     check_encoder(EncoderConfig(), CorpusConfig())
+
+
+def test_whose_weights_they_are_is_told_and_they_are_converted_once(tmp_path: Path) -> None:
+    import torch
+
+    from trainables.encoders.beats_checkpoint import BeatsShape, random_checkpoint
+
+    sizes = {"encoder_embed_dim": 64, "encoder_ffn_embed_dim": 64, "embed_dim": 16}
+    shape = BeatsShape(encoder_layers=1, encoder_attention_heads=1, **sizes)
+    torch.save(random_checkpoint(shape), tmp_path / "own.pt")
+    config = EncoderConfig(name="beats", checkpoint=str(tmp_path / "own.pt"))
+    said = check_encoder(config, CorpusConfig(), tmp_path / "cache")
+    assert said == f"own.pt, 1 layers of 64, SHA-256 {content_digest(tmp_path / 'own.pt')}"
+    assert len(list((tmp_path / "cache").glob("beats-*.safetensors"))) == 1
 
 
 def test_the_built_in_encoder_hears_the_shortest_clip_that_is_allowed() -> None:

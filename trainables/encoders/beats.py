@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.encoders.beats_checkpoint import REVISION, WHERE, BeatsShape, open_checkpoint, sha256
+from trainables.encoders.beats_checkpoint import REVISION, WHERE, BeatsShape, open_checkpoint
 from trainables.encoders.encoder import Backbone
 from trainables.encoders.features import KaldiFilterbank
 from trainables.errors import UserError
+from trainables.files import content_digest
 from trainables.settings import EncoderConfig, digest
 
 SAMPLE_RATE_HZ, NUM_MELS = 16_000, 128
@@ -130,13 +131,13 @@ def load(config: EncoderConfig, cache_dir: Path | None = None) -> Beats:
     model = Beats(shape)
     model.load_state_dict(weights)
     size = f"{shape.encoder_layers} layers of {shape.encoder_embed_dim}"
-    model.source = f"{path.name}, {size}, SHA-256 {sha256(path)}"
+    model.source = f"{path.name}, {size}, SHA-256 {content_digest(path)}"
     return model
 
 
 def weights_digest(config: EncoderConfig) -> str:
     """Identity of the checkpoint by content. Raises UserError if there is none."""
-    return digest([sha256(_path(config)), REVISION])
+    return digest([content_digest(_path(config)), REVISION])
 
 
 def _path(config: EncoderConfig) -> Path:

@@ -18,7 +18,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from trainables.errors import UserError
-from trainables.files import exclusive, write_atomically
+from trainables.files import content_digest, exclusive, write_atomically
 from trainables.settings import build, to_dict
 
 REVISION = 1  # counts changes of how a checkpoint is converted
@@ -74,7 +73,7 @@ def open_checkpoint(path: Path, cache_dir: Path | None) -> tuple[BeatsShape, Wei
     """
     if cache_dir is None:
         return read(path)
-    sha = sha256(path)
+    sha = content_digest(path)
     kept = cache_dir / f"beats-{sha[:16]}-{REVISION}.safetensors"
     with exclusive(kept):
         found = _read_kept(kept)
@@ -215,22 +214,11 @@ def _read_kept(kept: Path) -> tuple[BeatsShape, Weights] | None:
 
     try:
         sidecar = json.loads(kept.with_suffix(".json").read_text())
-        if sha256(kept) != sidecar["sha256"]:
+        if content_digest(kept) != sidecar["sha256"]:
             return None
         return build(BeatsShape, sidecar["cfg"]), load_file(kept)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal; remembered while size and time of change stay."""
-    return _content(path, path.stat().st_size, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _content(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_checkpoint(shape: BeatsShape, seed: int = 0) -> dict[str, Any]:

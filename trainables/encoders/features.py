@@ -19,7 +19,7 @@ from torch.nn import functional
 PREEMPHASIS = 0.97
 LOW_HZ = 20.0
 BLOCK = 512  # frames at a time on a CPU: 1 MB each time they are written
-NUM_GROUPS = 4  # of neighbouring filters; each group multiplies only the frequency bins that it covers
+NUM_GROUPS = 8  # of neighbouring filters; each group multiplies only the frequency bins that it covers
 WINDOWS = {"povey": 0.85, "hann": 1.0}  # exponent of the symmetric Hann window
 
 
@@ -48,7 +48,7 @@ class KaldiFilterbank(nn.Module):
 
         self.size, self.hop = sample_rate_hz * 25 // 1000, sample_rate_hz * 10 // 1000
         self.num_points = 1 << (self.size - 1).bit_length()
-        self.mean, self.divisor = mean, divisor
+        self.num_mels, self.mean, self.divisor = num_mels, mean, divisor
         shape = torch.hann_window(self.size, periodic=False).pow(WINDOWS[window])
         self.register_buffer("window", scale * shape, persistent=False)
         limits_hz = (
@@ -70,9 +70,13 @@ class KaldiFilterbank(nn.Module):
         if wave_BT.shape[-1] < self.size:
             raise ValueError(f"{wave_BT.shape[-1]} samples: at least {self.size} make a frame")
         frames_BFS = wave_BT.unfold(-1, self.size, self.hop)
-        count = max(1, BLOCK // len(wave_BT)) if wave_BT.device.type == "cpu" else frames_BFS.shape[1]
+        num_frames = frames_BFS.shape[1]
+        count = max(1, BLOCK // len(wave_BT)) if wave_BT.device.type == "cpu" else num_frames
+        feature_BFM = wave_BT.new_empty(len(wave_BT), num_frames, self.num_mels)
         with torch.autocast(wave_BT.device.type, enabled=False):
-            return torch.cat([self._log_mel(block) for block in frames_BFS.split(count, 1)], 1)
+            for at in range(0, num_frames, count):
+                feature_BFM[:, at : at + count] = self._log_mel(frames_BFS[:, at : at + count])
+        return feature_BFM
 
     def _log_mel(self, frames_BFS: Tensor) -> Tensor:
         level = frames_BFS - frames_BFS.mean(-1, keepdim=True)
