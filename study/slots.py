@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 WAIT_S = 1.0  # how often a slot that waits for an epoch looks after its workers
 STOP_S = 8.0  # how long cleanup waits for the workers; what is left dies with the slot's actor
 STALL_S = 60.0  # to create worker processes once there is room for them
+HEAD = "node:__internal_head__"  # of which every head has 1, and no other node anything
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # a dead worker is noticed at this pace
@@ -90,8 +91,9 @@ class Slot(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        # Tune wants something to reserve. A whole or partial CPU would keep a worker off a small machine.
-        return tune.PlacementGroupFactory([{"memory": 1}])
+        # Tune wants something to reserve. A whole or partial CPU would keep a worker off a small machine. On the
+        # head, because other nodes may be taken away: what Ray Train starts for this slot stays beside it.
+        return tune.PlacementGroupFactory([{"memory": 1, HEAD: 0.0001}])
 
     def setup(self, config: dict[str, Any]) -> None:
         for name, value in TRAIN_ENVIRONMENT.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import time
 import traceback
 import uuid
@@ -47,6 +48,7 @@ def resident(config: Mapping[str, Any]) -> None:
         group = broadcast_from_rank_zero(group)
     handle = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
     ray.get(control.join.remote(group, rank, handle))
+    print(f"rank {rank} of {num_ranks} on {ray.util.get_node_ip_address()}", flush=True)  # into Ray's logs
     import torch  # takes seconds, which shall not count as the first trial's
 
     gc.freeze()  # collecting garbage after each trial then takes a hundredth of the time
@@ -134,9 +136,11 @@ def _connect(rank: int, num_ranks: int, nccl: bool) -> None:
     import torch.distributed as dist
     from ray.train.collective import broadcast_from_rank_zero
 
-    address = None
+    address, host = None, ray.util.get_node_ip_address()
+    # Left alone, Gloo listens where the host's name leads, which on many machines is the loopback.
+    if interface := _interface(host):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if rank == 0:  # the store takes a free port itself: nobody can take it in between
-        host = ray.util.get_node_ip_address()
         store = dist.TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)
         address = [host, store.port]
     host, port = broadcast_from_rank_zero(address)
@@ -145,6 +149,16 @@ def _connect(rank: int, num_ranks: int, nccl: bool) -> None:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=num_ranks
     )
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has this address."""
+    import psutil  # comes with Ray
+
+    for name, found in psutil.net_if_addrs().items():
+        if any(one.address == address for one in found):
+            return str(name)
+    return None
 
 
 def _alive(worker: bytes) -> bool:
