@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help help-cluster env study test lint ui bench lock clean
+.PHONY: help help-cluster env study test test-cluster lint ui bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,8 +55,11 @@ env: ## build .venv from requirements.lock; does nothing when it is up to date
 study: env ## run (or resume) a study: PRESET=quick, ARGS="--trials 20"
 	@$(BIN)/python study/run.py --preset $(PRESET) $(ARGS)
 
-test: lint ## the formatter check, the linter, the type checker and every test; what CI runs
-	@$(BIN)/python -m pytest $(ARGS)
+test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster; CI runs both
+	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+
+test-cluster: env ## the tests that start clusters of several nodes, with sshd in network namespaces where it may be had
+	@$(BIN)/python -m pytest -m cluster -o faulthandler_timeout=900 $(ARGS)
 
 lint: env ## formatter check, linter, type checker
 	@failed=; \

@@ -17,6 +17,8 @@ SMALL = (
     "corpus.clip_s=1.0",
     "training.steps_per_epoch=2",
     'search.recipes=["paper"]',
+    "yardstick.search=false",
+    "yardstick.confirm=false",
 )
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
