@@ -55,7 +55,7 @@ env: ## build .venv from requirements.lock; does nothing when it is up to date
 study: env ## run (or resume) a study: PRESET=quick, ARGS="--trials 20"
 	@$(BIN)/python study/run.py --preset $(PRESET) $(ARGS)
 
-test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster; CI runs both
+test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster; what CI runs
 	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
 
 test-cluster: env ## the tests that start clusters of several nodes, with sshd in network namespaces where it may be had
