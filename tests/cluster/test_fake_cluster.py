@@ -149,13 +149,15 @@ def told(fake: Fake) -> Told:
         }
 
     with fake.start(
-        "--name", "grows", "--trials", "2", "--set", f"training.epochs={EPOCHS}", "--set", f"search.grace_epochs={EPOCHS}",
-        "--set", "training.steps_per_epoch=20", "--set", "confirm.seeds=0",
+        "--name", "grows", "--trials", "2", "--set", "confirm.seeds=0", "--set", "training.steps_per_epoch=20",
+        "--set", f"training.epochs={EPOCHS}", "--set", f"search.grace_epochs={EPOCHS}",
         "--set", "slots.count=2", "--set", "slots.cpus_per_worker=1",
     ) as driver:  # fmt: skip
         try:
-            ready = lambda: len(fake.history()[-1]) == 3 and under_way()  # noqa: E731
-            wait_for(lambda: driver.poll() is not None or ready(), "an epoch, with two nodes there", 600)
+            ready = lambda: len(fake.history()[-1]) == 3 and len(fake.ranks()) == 2 and under_way()  # noqa: E731
+            wait_for(
+                lambda: driver.poll() is not None or ready(), "an epoch, with a worker on both nodes", 600
+            )
             assert driver.poll() is None, driver.stdout.read()  # type: ignore[union-attr]
             killed = {node: fake.processes_of(node) for node in set(fake.history()[-1]) - set(head)}
             epochs = under_way()
