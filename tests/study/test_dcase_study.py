@@ -1,8 +1,9 @@
-"""Studies on recordings that are mixed already: what they say, and what they refuse."""
+"""Studies on recordings that are mixed already: what they say, what they refuse, and one that runs to its end."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from study.confirm import confirm_jobs
 from study.progress import Progress
 from study.report import document, markdown, print_comparison
 from study.search import build_job
+from tests.study.conftest import TinyStudy, cleaned_up
 from tests.study.test_report import Maker, make
 from tests.trainables.data.dcase_layouts import Layout
 from trainables.scoring.grid import summarise
@@ -141,13 +143,8 @@ def test_progress_shows_domains_in_place_of_snrs(tmp_path: Path, metrics: dict[s
 
 
 def given(root: Path, *settings: str) -> list[str]:
-    words = [
-        f"corpus.root={root}",
-        "corpus.year=2023",
-        "corpus.clip_s=0.5",
-        "slots.cpus_per_worker=0.5",
-        *settings,
-    ]
+    small = ("corpus.clip_s=0.5", "slots.count=1", "slots.cpus_per_worker=0.5", "slots.gpus_per_worker=0")
+    words = (f"corpus.root={root}", "corpus.year=2023", *small, *settings)
     return ["--preset", "dcase", *(part for word in words for part in ("--set", word))]
 
 
@@ -156,17 +153,15 @@ def test_a_dry_run_tells_machines_clips_roles_and_noise(
 ) -> None:
     layout = Layout(tmp_path / "data", 2023).write().write("eval")
     layout.write_tables(tmp_path / "evaluator")
-    storage = ["--storage", str(tmp_path / "runs"), "--dry-run"]
     truth = f"corpus.ground_truth={tmp_path / 'evaluator'}"
-    assert (
-        command.main([*given(layout.root, truth, "slots.gpus_per_worker=0", "slots.count=1"), *storage]) == 0
-    )
+    storage = ["--storage", str(tmp_path / "runs"), "--dry-run"]
+    assert command.main([*given(layout.root, truth), *storage]) == 0
     out = capsys.readouterr().out
     assert "7 machines train, 7 are scored while searching, 7 confirm" in out
     assert "1 frozen reference" in out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith("  ")}
-    assert rows["fan"] == ["train,", "search", *["4", "2", "2", "2", "2", "2"]]
-    assert rows["Vacuum"] == ["confirm", *["4", "2", "2", "2", "2", "2"]]
+    assert " ".join(rows["fan"]) == "train, search 4 2 2 2 2 2"
+    assert " ".join(rows["Vacuum"]) == "confirm 4 2 2 2 2 2"
     assert "mixed already" in out
     assert "noise to train with: 400 clips of 8 environments" in out
     assert not (tmp_path / "runs").exists()
@@ -183,16 +178,40 @@ def test_what_cannot_be_read_is_refused_before_anything_starts(
         (given(root, "corpus.machines=fan,pump"), "corpus.machines: DCASE 2023 has no 'pump'"),
         (given(root, "corpus.machines=fan,valve", "corpus.ground_truth=nowhere"), "corpus.ground_truth = "),
     ):
-        more = [
-            "--set",
-            "slots.gpus_per_worker=0",
-            "--set",
-            "slots.count=1",
-            "--storage",
-            str(tmp_path / "runs"),
-        ]
-        assert command.main([*arguments, *more]) == 2
+        assert command.main([*arguments, "--storage", str(tmp_path / "runs")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert words in line
     assert not (tmp_path / "runs" / "cache").exists()
+
+
+@pytest.mark.slow
+def test_a_study_on_recordings_runs_to_its_end(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data", 2023, seconds=1.0)
+    layout.write("dev", ("fan", "valve")).write("eval", ("shaker", "Vacuum"))
+    layout.write_list(tmp_path / "eval_data_list_2023.csv")
+    settings = (
+        "corpus.machines=fan,valve,shaker,Vacuum",
+        f"corpus.ground_truth={tmp_path / 'eval_data_list_2023.csv'}",
+        "corpus.clip_s=1.0",
+    )
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    with cleaned_up(TinyStudy(tmp_path / "runs", ray_folder, name="recorded")) as study:
+        done = study.run("--trials", "2", *given(layout.root, *settings))
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = study.folder
+        jobs = {job_id: folder.result(job_id) for job_id in folder.job_ids()}
+        assert {"b-teacher", "t0000", "t0001", "c-teacher-s0", "c-paper-s0"} <= jobs.keys()
+        assert not any("oracle" in job_id for job_id in jobs)
+        for job_id, result in jobs.items():
+            assert result is not None
+            assert result["state"] == "finished", (job_id, result["reason"])
+            assert {"official", "recorded/official", "s_auc", "t_auc", "pauc"} <= result["metrics"].keys()
+            assert not any("low" in name or "gap" in name for name in result["metrics"])
+            scored = {"Vacuum", "shaker"} if job_id.startswith("c-") else {"fan", "valve"}
+            assert {row["machine"] for row in folder.table(job_id)} == scored
+        text = (folder.path / "findings.md").read_text()
+        assert "by the rule of their year" in text
+        assert "Held-out machines (" in text
+        assert "no SNR and no oracle" in done.stdout
+        assert {run["status"] for run in study.runs()} == {"FINISHED"}
