@@ -113,7 +113,7 @@ def aligns_tokens(trial: TrialConfig) -> bool:
 def clips_at_once(trial: TrialConfig) -> int:
     """How many clips are embedded together: ``scoring.batch_size``, but no more than ``MOST_S`` of audio.
 
-    A block of BEATs needs up to 25 MB for each ten seconds.
+    BEATs needs some 40 MB for each ten seconds.
     """
     return max(1, min(trial.scoring.batch_size, int(MOST_S / trial.corpus.clip_s)))
 
