@@ -21,6 +21,7 @@ HEARTBEAT_S = 60.0  # a running job is mentioned this often when nothing ends
 LEGEND = """\
 official: how well anomalies are found, in points (50 is chance, 100 is perfect); low: the same at low SNR;
 gap: share of the way from the frozen encoder (0%) to hearing machine and noise apart (the oracle, 100%)"""
+LEGEND_PROBE = LEGEND.splitlines()[0].rstrip(";")  # nothing is trained, so there is no gap to close
 LEGEND_RECORDED = """\
 official: how well anomalies are found, in points (50 is chance, 100 is perfect), by the rule of the challenge's year;
 source, target: the AUC of each domain. The recordings are mixed already, so that there is no SNR and no oracle"""
@@ -98,9 +99,10 @@ class Progress:
         self._running.pop(job["id"], None)
         better = self._count(job, result)
         recorded = (job["trial"].get("corpus") or {}).get("year") is not None
+        probed = kind_of(job) == "frozen trial"
         if not self._explained:
             self._explained = True
-            self.say(LEGEND_RECORDED if recorded else LEGEND)
+            self.say(LEGEND_RECORDED if recorded else LEGEND_PROBE if probed else LEGEND)
         width = len(str(self.total))
         start = f"[{self.done:{width}d}/{self.total}] {job['id']:<{self._width}}"
         name = (
@@ -118,9 +120,8 @@ class Progress:
                 shown = f"source {_points(metrics['s_auc'])}  target {_points(metrics['t_auc'])}"
         else:
             gap = metrics.get("gap_closed")
-            shown = (
-                f"low {_points(metrics.get('low/official'))}  gap {'    -' if gap is None else f'{gap:5.0%}'}"
-            )
+            closed = "" if probed else f"  gap {'    -' if gap is None else f'{gap:5.0%}'}"
+            shown = f"low {_points(metrics.get('low/official'))}{closed}"
         self.say(
             f"{start} official {_points(metrics.get('official'))}  {shown}  {self._left():>11}  {name}{remark}"
         )

@@ -19,6 +19,7 @@ from study.config import StudyConfig, identity, resolve
 from study.dryrun import dry_run
 from study.folder import StudyFolder
 from study.probe import Probe, rank, readings_of, shares
+from study.progress import Progress
 from trainables.errors import UserError
 from trainables.scoring.backends import backends
 
@@ -141,6 +142,21 @@ def test_a_dry_run_lists_the_readings(capsys: pytest.CaptureFixture[str], tmp_pa
     for layer in range(1, 5):
         assert f"\n  layer {layer}, bands\n  layer {layer}, mean\n" in said + "\n"
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_it_says_while_it_runs_has_no_gap_to_close(opened: Probe) -> None:
+    out = io.StringIO()
+    progress = Progress({"frozen trial": 4}, num_slots=1, begun=0.0, out=out)
+    metrics = {"official": 80.0, "low/official": 70.0}
+    for job in opened.jobs[:2]:
+        progress.job_started(job)
+        progress.job_ended(job, {"state": "finished", "metrics": metrics, "duration_s": 1.0, "epoch": 1})
+    legend, first, second = out.getvalue().splitlines()
+    assert legend.startswith("official: how well anomalies are found")
+    assert first.startswith("[1/4] t0000")
+    assert "official  80.0  low  70.0" in first
+    assert second.endswith("layer 1, mean")
+    assert "gap" not in out.getvalue()
 
 
 # -- ranking ----------------------------------------------------------------------------------------------------
@@ -272,7 +288,7 @@ def test_a_whole_probe(small_probe: Any) -> None:
         assert folder.result(job_id)["state"] == "finished"
         assert {row["backend"] for row in folder.table(job_id)} == set(backends())
     said = done.stdout
-    assert "gap" not in said.split("\n[", 2)[1], "there is no oracle to close a gap to"
+    assert "gap" not in said, "there is no oracle to close a gap to"
     assert "To use the best: --set encoder.layer=" in said
     assert f"Best of {8 * len(backends())} readings of the frozen encoder tiny" in said
     assert "findings " in said
