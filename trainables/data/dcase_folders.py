@@ -53,6 +53,7 @@ class Listing:
         Raises:
             UserError: a machine or one of its folders is missing, or a file's name is none of the year's.
         """
+        self._refuse_strangers()
         folders = {name: self._folders(name) for name in self.wanted}
         self._require(folders)
         files, supplements = [], []
@@ -90,17 +91,42 @@ class Listing:
                 f"Only {len(self.wanted)} of {len(self.facts.machines)} machines of DCASE {self.year} are used "
                 "(corpus.machines): the scores are not those of the challenge."
             )
-        return files, partial, supplements, notes
+        return files, [*partial, *self._absent(files)], supplements, notes
+
+    def _absent(self, files: Sequence[File]) -> Iterator[str]:
+        """Sentences about ids or sections of the development set that are not there."""
+        if self.facts.dev_parts is None:
+            return
+        there = {file.clip.name for file in files}
+        for machine in self.wanted:
+            parts = self.facts.dev_parts.get(machine, self.facts.dev_parts[""])
+            gone = [part(self.year, n) for n in parts if unit(machine, self.year, n) not in there]
+            if gone:
+                yield f"{machine}: no {', '.join(gone)}; the scores are not those of the challenge."
+
+    def _places(self) -> list[Path]:
+        inner = ("", "dev_data", "dev_data/raw", "eval_data", "eval_data/raw")
+        return [self.root / base / place for base in ("", f"dcase{self.year}t2") for place in inner]
+
+    def _refuse_strangers(self) -> None:
+        """A machine of another year in these places: names and sections of years are too alike to tell otherwise."""
+        for place in self._places():
+            for folder in sorted(place.iterdir()) if place.is_dir() else ():
+                years = [str(year) for year, facts in YEARS.items() if folder.name in facts.machines]
+                if years and folder.name not in self.facts.machines and (folder / "train").is_dir():
+                    raise UserError(
+                        f"corpus.year = {self.year}: {folder} is a machine of {', '.join(years)}; correct the year, or "
+                        "move the folder away"
+                    )
 
     def _folders(self, machine: str) -> list[Path]:
         found = []
-        for base in ("", f"dcase{self.year}t2"):
-            for place in ("", "dev_data", "dev_data/raw", "eval_data", "eval_data/raw"):
-                for name in (f"{machine}_r2", machine):  # archives that replaced a faulty one (2026)
-                    folder = self.root / base / place / name
-                    if any((folder / inner).is_dir() for inner in ("train", "test_rename", *TESTS)):
-                        found.append(folder)
-                        break
+        for place in self._places():
+            for name in (f"{machine}_r2", machine):  # archives that replaced a faulty one (2026)
+                folder = place / name
+                if any((folder / inner).is_dir() for inner in ("train", "test_rename", *TESTS)):
+                    found.append(folder)
+                    break
         return found
 
     def _require(self, folders: dict[str, list[Path]]) -> None:
@@ -128,6 +154,11 @@ class Listing:
     def _look(self, machine: str, place: str, path: Path, attributes: dict[str, str]) -> Facts:
         domain = place.removesuffix("_test") if place in TESTS[1:] else ""
         facts = read_name(path.name, self.year, self._origin(path), domain)
+        if self.facts.dev_parts is None and facts.section:
+            raise UserError(
+                f"{self._origin(path)}: section {facts.section:02d}, where machines of DCASE {self.year} have only "
+                "section 00; correct corpus.year"
+            )
         if place == "train":
             if facts.label == "anomaly" or not facts.domain:
                 raise UserError(

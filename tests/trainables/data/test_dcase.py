@@ -269,6 +269,17 @@ def test_what_is_missing_is_named_with_its_record_and_place(tmp_path: Path, refu
         dcase_source(config(tmp_path, 2023, machines=("bearing",)))
 
 
+def test_another_year_is_recognised(tmp_path: Path, refusal) -> None:
+    Layout(tmp_path / "new", 2023).write().write("eval", ("Vacuum",))
+    with refusal("corpus.year = 2022", "Vacuum is a machine of 2023"):
+        dcase_source(config(tmp_path / "new", 2022))
+    Layout(tmp_path / "old", 2022).write()
+    with refusal("section 01, where machines of DCASE 2023 have only section 00"):
+        dcase_source(config(tmp_path / "old", 2023))
+    notes = dcase_source(config(tmp_path / "old", 2022)).notes
+    assert "fan: no section_02; the scores are not those of the challenge." in notes
+
+
 def test_a_set_unpacked_twice_is_refused(tmp_path: Path, refusal) -> None:
     Layout(tmp_path, 2023).write("dev", ("fan",))
     shutil.copytree(tmp_path / "dev_data/fan", tmp_path / "fan")
