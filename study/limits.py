@@ -50,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     between("training.batch_size", 2, 65_536, 32),
     between("training.weight_decay", 0, 10, 0.01),
     between("training.warmup_fraction", 0, 0.9, 0.1),
+    between("training.ema_decay", 0, 0.9999, 0.99),
     one_of("training.precision", ("float32", "bfloat16")),
     between("training.threads", 1, 1_024, 1),
     (
