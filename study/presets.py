@@ -68,7 +68,7 @@ def dcase() -> StudyConfig:
 
 
 def probe() -> StudyConfig:
-    """Every layer, pooling and back end of a frozen encoder, nothing trained: two minutes on two cores."""
+    """Every layer, pooling and back end of a frozen encoder, nothing trained: a few minutes on two cores."""
     return StudyConfig(
         preset="probe",
         system="frozen",
