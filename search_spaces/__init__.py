@@ -7,7 +7,7 @@ from types import ModuleType
 
 from trainables.errors import UserError
 
-SYSTEMS = ("retain",)
+SYSTEMS = ("retain", "adapt")
 
 
 def load(system: str) -> ModuleType:

@@ -9,48 +9,13 @@ imports Optuna or PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
 
+from search_spaces.axes import CURRICULA, CURRICULUM_AXES, Options, Range, Trial, point
 from trainables import lambda_schedules, snr_curricula
 from trainables.settings import Scalar
-from trainables.snr_curricula import TRAINING_RANGE_DB
 
 PAPER = "paper"
-
-
-class Trial(Protocol):
-    """The two calls of an Optuna trial that a space needs."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Range:
-    """An axis of numbers, searched evenly, or evenly in their logarithm."""
-
-    low: float
-    high: float
-    words: str
-    log: bool = False
-
-    def suggest(self, trial: Trial, name: str) -> float:
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
-
-
-@dataclass(frozen=True)
-class Options:
-    """An axis of names."""
-
-    options: tuple[str, ...]
-    words: str
-
-    def suggest(self, trial: Trial, name: str) -> str:
-        return str(trial.suggest_categorical(name, self.options))
-
 
 # Each kind and the values it takes. A test holds this against what trainables accept.
 BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -61,14 +26,7 @@ BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "amplitude_ratio": (),
         "power_ratio": (),
     },
-    "curriculum_kind": {
-        "fixed": ("snr_db",),
-        "uniform": ("snr_lo_db", "snr_hi_db"),
-        "easy_to_hard": ("snr_lo_db", "snr_hi_db", "snr_window_db"),
-        "hard_to_easy": ("snr_lo_db", "snr_hi_db", "snr_window_db"),
-        "bands": ("band_low", "band_mid", "band_high"),
-        "self_paced": ("pace_temperature", "pace_memory"),
-    },
+    "curriculum_kind": CURRICULA,
     "weighting_kind": {
         "fixed": ("w_tag", "w_mix"),
         "uncertainty": (),
@@ -78,7 +36,6 @@ BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 SHARED = ("learning_rate", "align_level", "spec_time_fraction", "spec_mel_fraction")
 
-LOWEST_DB, HIGHEST_DB = TRAINING_RANGE_DB
 AXES: Mapping[str, Range | Options] = {
     "lambda_kind": Options(
         tuple(BRANCHES["lambda_kind"]), "what lambda, the machine's share of the target, follows"
@@ -95,21 +52,7 @@ AXES: Mapping[str, Range | Options] = {
     ),
     "lambda_s0_db": Range(-10.0, 15.0, "SNR at which lambda is half-way between its limits, in dB"),
     "lambda_k_shape": Options(lambda_schedules.SHAPES, "how the steepness grows from 0 during training"),
-    "curriculum_kind": Options(
-        tuple(BRANCHES["curriculum_kind"]), "how the SNR of training examples is drawn"
-    ),
-    "snr_db": Range(LOWEST_DB, HIGHEST_DB, "SNR of every training example, in dB"),
-    # The ranges leave at least 10 dB between lo and hi, so the widest window always fits.
-    "snr_lo_db": Range(LOWEST_DB, -5.0, "lowest training SNR, in dB"),
-    "snr_hi_db": Range(5.0, HIGHEST_DB, "highest training SNR, in dB"),
-    "snr_window_db": Range(2.0, 10.0, "width of the moving window of training SNRs, in dB"),
-    "band_low": Range(0.0, 1.0, "weight of the low SNR band in training, relative to the other two"),
-    "band_mid": Range(0.0, 1.0, "weight of the mid SNR band in training, relative to the other two"),
-    "band_high": Range(0.0, 1.0, "weight of the high SNR band in training, relative to the other two"),
-    "pace_temperature": Range(
-        0.25, 4.0, "how evenly bands are drawn: low favours the hardest, high none", log=True
-    ),
-    "pace_memory": Range(0.0, 0.9, "share of a band's running loss that is kept from epoch to epoch"),
+    **CURRICULUM_AXES,
     "weighting_kind": Options(
         tuple(BRANCHES["weighting_kind"]), "how tagging and alignment loss are combined"
     ),
@@ -129,18 +72,7 @@ CHOICES: Mapping[str, str] = {name: axis.words for name, axis in AXES.items()}
 
 def space(trial: Trial) -> dict[str, Scalar]:
     """One point of the space: every kind, the values of these kinds and no others, and the shared values."""
-    params: dict[str, Scalar] = {}
-
-    def suggest(name: str) -> str | float:
-        value = params[name] = AXES[name].suggest(trial, name)
-        return value
-
-    for kind_key, kinds in BRANCHES.items():
-        for name in kinds[str(suggest(kind_key))]:
-            suggest(name)
-    for name in SHARED:
-        suggest(name)
-    return params
+    return point(trial, AXES, BRANCHES, SHARED)
 
 
 # Not published, so these are defaults of this project and no claim about the paper.

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import search_spaces
 from study.limits import check_limits
 from trainables.errors import UserError
 from trainables.scoring.evaluation import Evaluation, evaluation
@@ -204,6 +205,8 @@ def resolve(
         _assign(changes, "search.trials", str(trials))
     if name is not None:
         changes["name"] = name
+    if changes.get("system", preset.system) != preset.system:
+        changes = _merge(_recipes_of(changes["system"], preset), changes)
     config = build(StudyConfig, _absolute(_merge(to_dict(preset), changes)))
     validate(config)
     if not config.name:
@@ -214,6 +217,15 @@ def resolve(
             "digit; for example --name first-try"
         )
     return config
+
+
+def _recipes_of(system: str, preset: StudyConfig) -> dict[str, Any]:
+    """A preset names recipes of its own system: another system's are all tried, and confirmed as the preset would."""
+    if system not in search_spaces.SYSTEMS:
+        return {}  # refused with the rest
+    space = search_spaces.load(system)
+    confirmed = list(space.RECIPES) if len(preset.confirm.recipes) > 1 else [space.PAPER]
+    return {"search": {"recipes": list(space.RECIPES)}, "confirm": {"recipes": confirmed}}
 
 
 def _absolute(values: dict[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from study.config import StudyConfig
-    from trainables.encoders.encoder import Encoder
     from trainables.scoring.neighbours import Bank
     from trainables.settings import CorpusConfig
+    from trainables.system import Student
 
 AUDIO = (".wav", ".flac")
 BATCH = 64  # pieces embedded at once: memory stays the same however long a recording is
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Scorer:
     """A student, a bank, and what every line says of them."""
 
-    encoder: Encoder
+    student: Student
     corpus: CorpusConfig
     bank: Bank
     backend: str
@@ -137,7 +137,7 @@ class Scorer:
         try:
             cuts, scores = [], []
             for batch in batches(pieces(path, self.corpus)):
-                emb_PE = embed(self.encoder, [wave_T for _, _, wave_T in batch])
+                emb_PE = embed(self.student, [wave_T for _, _, wave_T in batch], self.facts["machine"])
                 cuts += [(start_s, end_s) for start_s, end_s, _ in batch]
                 scores += score(self.bank, emb_PE, names=[self.backend])[self.backend].tolist()
         except UserError as error:
@@ -166,24 +166,24 @@ def open_scorer(study: str, storage: Path, machine: str | None, own_bank: Sequen
     else:
         machine = require_machine(config, storage / "cache", machine)
         waves, is_target = corpus_waves(config, storage / "cache", machine)
-    encoder, student = open_student(config, folder)
+    student, job_id = open_student(config, folder, storage / "cache")
     name = usable_backend(config.scoring.backend)
-    emb_NE = np.concatenate([embed(encoder, batch) for batch in batches(iter(waves))])
+    emb_NE = np.concatenate([embed(student, batch, machine) for batch in batches(iter(waves))])
     targets = np.zeros(len(emb_NE), bool) if is_target is None else is_target
-    bank = prepare(emb_NE, targets, num_bands=encoder.num_bands, names=[name])
+    bank = prepare(emb_NE, targets, num_bands=student.encoder.num_bands, names=[name])
     if len(waves) < FEW:
         print(
             f"note: a bank of {len(waves)} pieces says little; give more normal recordings", file=sys.stderr
         )
-    inner = backends(encoder.num_bands)[name].rank(bank.loo)
+    inner = backends(student.encoder.num_bands)[name].rank(bank.loo)
     inner = inner[np.isfinite(inner)]
     return Scorer(
-        encoder=encoder,
+        student=student,
         corpus=config.corpus,
         bank=bank,
         backend=name,
         usual=round(float(np.quantile(inner, 0.95)), 4) if len(waves) > 1 and len(inner) else None,
-        facts={"machine": machine, "study": study, "student": student, "bank_pieces": len(waves)},
+        facts={"machine": machine, "study": study, "student": job_id, "bank_pieces": len(waves)},
     )
 
 
@@ -205,12 +205,12 @@ def open_study(name: str, storage: Path) -> tuple[StudyConfig, StudyFolder]:
     return build(StudyConfig, study["config"]), folder
 
 
-def open_student(config: StudyConfig, folder: StudyFolder) -> tuple[Encoder, str]:
+def open_student(config: StudyConfig, folder: StudyFolder, cache_dir: Path) -> tuple[Student, str]:
     """The best setting's first confirmed student, and the job that trained it."""
     from study.confirm import student_path
     from trainables.checkpoint import load_checkpoint
     from trainables.encoders.encoder import load_encoder
-    from trainables.loop import pick_device
+    from trainables.loop import SYSTEMS, pick_device
 
     path = student_path(config, folder)
     if path is None:
@@ -220,16 +220,16 @@ def open_student(config: StudyConfig, folder: StudyFolder) -> tuple[Encoder, str
         raise UserError(f"--study {folder.path.name}: none of its students is confirmed; {fix}")
     with warnings.catch_warnings(action="ignore"):  # a damaged checkpoint is passed over for the one before
         found = load_checkpoint(path)
-    prefix = "model.encoder."
-    weights = {
-        k.removeprefix(prefix): v for k, v in (found[0] if found else {}).items() if k.startswith(prefix)
-    }
-    encoder = load_encoder(config.encoder)
+    job_id, prefix = path.parent.name, "model."
+    tensors = found[0] if found else {}
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    params = (folder.job(job_id) or {"params": {}})["params"]
     try:
-        encoder.load_state_dict(weights)
-    except RuntimeError:
+        encoder = load_encoder(config.encoder, cache_dir)
+        student = SYSTEMS[config.system].student(encoder, params, weights)
+    except ValueError:
         raise UserError(f"{path}: holds no sound checkpoint of this study's encoder; put it back") from None
-    return encoder.to(pick_device("auto")).eval(), path.parent.name
+    return student.to(pick_device("auto")).eval(), job_id
 
 
 def usable_backend(name: str) -> str:
@@ -338,15 +338,15 @@ def batches(items: Iterator[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def embed(encoder: Encoder, waves: Sequence[np.ndarray]) -> np.ndarray:
-    """Embeddings [P, E] of waves of equal length."""
+def embed(student: Student, waves: Sequence[np.ndarray], machine: str | None) -> np.ndarray:
+    """Embeddings [P, E] of waves of equal length, all of one machine (None: not known)."""
     import numpy as np
     import torch
 
-    device = next(encoder.parameters()).device
+    device = next(student.parameters()).device
     with torch.inference_mode():
-        wave_PT = torch.from_numpy(np.stack(waves)).to(device)
-        return encoder.pool(encoder.tokens(encoder.features(wave_PT))).float().cpu().numpy()
+        feature = student.encoder.features(torch.from_numpy(np.stack(waves)).to(device))
+        return student.embed(feature, [machine] * len(waves) if machine else []).float().cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.files import write_atomically
 
@@ -46,6 +46,31 @@ def save_checkpoint(
     for old in sorted(folder.glob("epoch-*.json"))[:-KEEP]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state without the weights that training leaves alone: they come with the encoder."""
+    frozen = _frozen(module)
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_learned(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put ``learned_state`` back, over the weights that the module was made with.
+
+    Raises:
+        ValueError: not the state of such a module.
+    """
+    try:
+        missing, surplus = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # another shape
+        raise ValueError(" ".join(str(error).split())) from error
+    wrong = sorted({*surplus, *missing} - _frozen(module))
+    if wrong:
+        raise ValueError(f"{wrong[0]}: missing or surplus")
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, weight in module.named_parameters() if not weight.requires_grad}
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

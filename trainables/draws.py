@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from trainables.cache import Materials
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,9 @@ def batches(
         Draw(clip_N[c], noise_N[c], snr_db_N[c], lam, int(seed))
         for c, lam, seed in zip(cuts, lambdas, mask_seeds, strict=True)
     ]
+
+
+def trained_clips(materials: Materials, *, adapt_on_bank: bool) -> np.ndarray:
+    """Clips to learn from: the training machines' normals and, if asked for, the banks of the scored machines."""
+    banks = materials.plan.bank.values() if adapt_on_bank else ()
+    return np.unique(np.concatenate([materials.train_machine, *banks]))

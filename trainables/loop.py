@@ -24,9 +24,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from trainables.adapt import Adapt
 from trainables.autoencoder import autoencoder_record
 from trainables.cache import Materials, clips_at_once, mixture_features, prepare
-from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from trainables.checkpoint import (
+    learned_state,
+    load_checkpoint,
+    load_learned,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import TrialFailed, UserError
 from trainables.loss_weighting import loss_weighting
@@ -35,11 +43,9 @@ from trainables.retain import Retain
 from trainables.scoring.backends import backends
 from trainables.scoring.grid import Row, gap_metric, score_plan, summarise
 from trainables.settings import TrialConfig, check_limits
+from trainables.system import System
 
-# A system is a module made from (encoder, materials, trial). It has ``losses`` (names), ``encoder`` and
-# ``curriculum``; ``draws`` an epoch's batches; ``forward(draw, rank, world)`` gives the losses of this rank's
-# examples; ``embed`` turns features into what is scored.
-SYSTEMS = {"retain": Retain}
+SYSTEMS: dict[str, type[System]] = {"retain": Retain, "adapt": Adapt}
 AUTOENCODER = "autoencoder"  # the challenge's baseline: its own detector, and no student
 CLIP_NORM = 1.0  # largest norm of a step's gradient
 LEARNING_RATE = Number(0, 1, above=True)
@@ -105,6 +111,7 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
             num_examples = trial.training.steps_per_epoch * trial.training.batch_size
             metrics["examples_per_s"] = num_examples / metrics["train_s"]
             metrics["epoch_s"] = time.perf_counter() - begun
+            metrics |= run.size()
         record = run.record(epoch, metrics, table)
         run.save(checkpoint_dir, record)
         yield record
@@ -192,7 +199,7 @@ class _Run:
         self.weighting = loss_weighting(trial.params, self.system.losses).to(device)
         # what is scored and saved: the running mean of the weights where there is one
         self.averaged = _running_mean(self.system, trial.training.ema_decay)
-        self.judged: Retain = self.averaged.module if self.averaged is not None else self.system  # type: ignore[assignment]
+        self.judged: System = self.averaged.module if self.averaged is not None else self.system  # type: ignore[assignment]
         self.model: nn.Module = self.system
         if world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.system)
@@ -227,7 +234,7 @@ class _Run:
             with self._autocast():
                 losses = self.model(draw, self.rank, self.world)
             means = {name: values.float().mean() for name, values in losses.items()}
-            total = weighting(means, system.encoder.last_block())
+            total = weighting(means, [p for p in system.encoder.last_block() if p.requires_grad])
             # a loss without weight still gives its parameters a gradient, which DDP waits for
             total = total + 0.0 * sum(means.values())
             self.optimizer.zero_grad(set_to_none=True)
@@ -247,10 +254,10 @@ class _Run:
         system.curriculum.end_epoch(self._sum(system.curriculum.tally))
         weighting.end_epoch({name: mean[name] for name in system.losses})
         weights = {f"weight_{name}": value for name, value in weighting.weights().items()}
-        drawn = {
-            "train_snr_db": float(np.concatenate([d.snr_db_B for d in draws]).mean()),
-            "train_lambda": float(np.concatenate([d.lambda_B for d in draws]).mean()),
-        }
+        drawn = {"train_snr_db": float(np.concatenate([d.snr_db_B for d in draws]).mean())}
+        lambdas = [d.lambda_B for d in draws if d.lambda_B is not None]
+        if lambdas:
+            drawn["train_lambda"] = float(np.concatenate(lambdas).mean())
         return {f"loss_{name}": value for name, value in mean.items()} | weights | drawn
 
     def score(self, epoch: int) -> list[Row]:
@@ -279,11 +286,19 @@ class _Run:
         for i in range(0, len(mine), size := clips_at_once(self.trial)):
             part = mine[i : i + size]
             with self._autocast():
-                full[part] = self.judged.embed(self._features(part)).float().cpu()
+                full[part] = self.judged.embed(self._features(part), self._names(part)).float().cpu()
         if self.world > 1:
             full = full.to(self.device)
             dist.all_reduce(full)  # every row was filled by one rank only
         return full.cpu().numpy()
+
+    def size(self) -> dict[str, float]:
+        """How many weights are trained, and how large the student's saved weights are, in bytes."""
+        saved = learned_state(self.judged).values()
+        return {
+            "trained_weights": float(sum(p.numel() for p in self.system.parameters() if p.requires_grad)),
+            "student_bytes": float(sum(value.nbytes for value in saved)),
+        }
 
     def record(self, epoch: int, metrics: dict[str, float], table: list[Row]) -> Record:
         """What is yielded for an epoch, which becomes the run's latest."""
@@ -301,7 +316,7 @@ class _Run:
         if folder is None:
             return
         if self.rank == 0:
-            parts = {name: module.state_dict() for name, module in self._saved().items()}
+            parts = {name: learned_state(module) for name, module in self._saved().items()}
             tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
             state = {"record": record, "curriculum": self.system.curriculum.state_dict()}
             save_checkpoint(folder, self.epoch, tensors | pack_optimizer(self.optimizer), state)
@@ -316,8 +331,8 @@ class _Run:
         tensors, state = found
         for part, module in self._saved().items():
             start = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            load_learned(
+                module, {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
             )
         unpack_optimizer(self.optimizer, tensors)
         self.system.curriculum.load_state_dict(state["curriculum"])
@@ -331,6 +346,9 @@ class _Run:
         """The parts of a checkpoint; ``model`` is the student that was scored, ``moving`` the one in training."""
         parts: dict[str, nn.Module] = {"model": self.judged, "weighting": self.weighting}
         return parts if self.averaged is None else parts | {"moving": self.system}
+
+    def _names(self, rows: np.ndarray) -> list[str]:
+        return [self.materials.corpus.clips[i].name for i in self.materials.plan.clip_R[rows]]
 
     def _features(self, rows: np.ndarray) -> Tensor:
         if self.materials.feature_RFM is not None:

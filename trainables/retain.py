@@ -13,7 +13,7 @@ Shape legend: B batch, F frames, M mel bins, P time patches, N bands, D width, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from trainables.losses import alignment_per_example, convex_mix
 from trainables.params import Choice, Number, Rule
 from trainables.settings import TrialConfig
 from trainables.snr_curricula import snr_curriculum
+from trainables.system import System
 
 OWN: Mapping[str, Rule] = {  # values that are neither lambda's nor the curriculum's nor the weighting's
     "align_level": Choice(("pooled", "tokens")),
@@ -37,7 +38,7 @@ OWN: Mapping[str, Rule] = {  # values that are neither lambda's nor the curricul
 }
 
 
-class Retain(nn.Module):
+class Retain(System):
     """The student with its tagging head. ``forward`` gives each example's losses; the loop does the rest.
 
     The targets of alignment, embeddings or tokens, are divided by the teacher's spread (``scale``).
@@ -102,8 +103,8 @@ class Retain(nn.Module):
         named = functional.binary_cross_entropy_with_logits(logits, tags, reduction="none")
         return {"tag": named.mean(1), "mix": aligned}
 
-    def embed(self, feature_BFM: Tensor) -> Tensor:
-        """Embedding [B, E] that kNN compares, of features [B, F, M]."""
+    def embed(self, feature_BFM: Tensor, names: Sequence[str] = ()) -> Tensor:
+        """Embedding [B, E] that kNN compares, of features [B, F, M], whatever the machines."""
         return self.encoder.pool(self.encoder.tokens(feature_BFM))
 
     def _target(self, clip_B: np.ndarray, device: torch.device) -> Tensor:

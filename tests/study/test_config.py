@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from study import presets
 from study.config import StudyConfig, all_keys, differences, identity, resolve, validate
 from study.limits import RULES
 from trainables.errors import UserError
@@ -95,7 +96,7 @@ def test_other_bands_stay_when_one_is_set() -> None:
         (["training.device=gpu"], ["auto, cpu, cuda, mps"]),
         (["encoder.pooling=max"], ["bands, mean"]),
         (["encoder.name=beets"], ["encoder.name = 'beets'", "tiny"]),
-        (["system=adapt"], ["system = 'adapt'", "retain"]),
+        (["system=adopt"], ["system = 'adopt'", "retain", "adapt"]),
         (["search.sampler=cma"], ["tpe, random"]),
         (["search.seed=-1"], ["search.seed = -1", "0 to"]),
         (["search.trials=3"], ["search.trials = 3", "4 search.recipes"]),
@@ -239,3 +240,13 @@ def test_no_text_gets_past_with_anything_but_a_user_error(key: str, text: str) -
     except UserError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_another_system_brings_its_own_recipes() -> None:
+    config = resolve(presets.load("quick"), ["system=adapt"])
+    assert config.search.recipes == ("paper", "lora", "full")
+    assert config.confirm.recipes == ("paper",)
+    assert resolve(presets.load("factory"), ["system=adapt"]).confirm.recipes == ("paper", "lora", "full")
+    chosen = resolve(presets.load("quick"), ["system=adapt", "search.recipes=lora"])
+    assert chosen.search.recipes == ("lora",)
+    assert resolve(presets.load("quick"), ["system=retain"]) == resolve(presets.load("quick"))

@@ -31,7 +31,6 @@ from trainables.settings import TrainingConfig, to_dict
 
 SUBSETS = ("stationary", "nonstationary", "mismatched")
 BANDS = ("low", "mid", "high")
-SPACE = search_spaces.load("retain")
 EPOCHS = 6
 Gain = Callable[[str, str, str], float]
 
@@ -125,12 +124,13 @@ class Maker:
             }
         )
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3), direction="maximize")
+        space = search_spaces.load(self.config.system)
         for name in self.config.search.recipes:
-            study.enqueue_trial(dict(SPACE.RECIPES[name]), user_attrs={"baseline": name})
+            study.enqueue_trial(dict(space.RECIPES[name]), user_attrs={"baseline": name})
         machines = ("blower", "reducer", "spindle", "conveyor")
         for number in range(self.config.search.trials):
             trial = study.ask()
-            params, baseline = dict(SPACE.space(trial)), trial.user_attrs.get("baseline")
+            params, baseline = dict(space.space(trial)), trial.user_attrs.get("baseline")
             job = self.job(f"t{number:04d}", "trial", params, baseline=baseline)
             level = score(params) if score else self.rng.normal(0, 1.5)
             table = self.table(baseline or "best", 0, machines, 0.0 if baseline else min(level, 2.0) - 2.0)
@@ -586,3 +586,19 @@ def test_the_report_module_starts_without_heavy_imports() -> None:
     code = f"import sys, study.report; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("system", [name for name in search_spaces.SYSTEMS if name != "retain"])
+def test_a_study_of_another_system_has_a_report_of_its_own_words(system, tmp_path):
+    space, made = search_spaces.load(system), make(tmp_path)
+    search = replace(made.config.search, recipes=tuple(space.RECIPES))
+    confirm = replace(made.config.confirm, recipes=(space.PAPER,))
+    made.config = replace(made.config, system=system, search=search, confirm=confirm)
+    summary = made.search().confirm().report()
+    assert summary.best is not None
+    text = markdown(document(summary, {}))
+    assert space.explain(summary.best.params) in text
+    assert "lambda_kind" not in text
+    drawn = {path.name for path in made.path.glob("*.png")}
+    assert drawn >= {"bands.png", "heat_map.png", "machines.png", "parallel.png", "history.png"}
+    assert "best_setting.png" not in drawn  # it draws lambda

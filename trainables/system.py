@@ -1,0 +1,68 @@
+"""What a system is: the part of a trial that differs from one published method to the next.
+
+The loop makes one from (encoder, materials, trial), trains whatever of it requires a gradient, scores what ``embed``
+gives, and saves what it trained. A new system is a module with a subclass of ``System``, its name in ``SYSTEMS`` of
+``trainables/loop.py``, and a search space of the same name.
+
+Shape legend: B batch, F frames, M mel bins, E embedding.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from trainables.draws import Draw
+from trainables.settings import Scalar
+from trainables.snr_curricula import SnrCurriculum
+
+
+class System(nn.Module):
+    """The student and all that trains beside it. Whatever it draws at random follows from the draws it is given."""
+
+    losses: tuple[str, ...]  # names of what ``forward`` gives, which the loss weighting combines
+    encoder: (
+        Any  # an Encoder, or a network with its features, tokens, pool, num_bands, embedding_size, last_block
+    )
+    curriculum: SnrCurriculum
+
+    @abstractmethod
+    def draws(self, rng: np.random.Generator, *, count: int, batch_size: int, progress: float) -> list[Draw]:
+        """An epoch's ``count`` batches, at ``progress`` in [0, 1] of the training."""
+
+    @abstractmethod
+    def forward(self, draw: Draw, rank: int, world: int) -> dict[str, Tensor]:
+        """Losses [B] of this rank's examples, by name; every trained weight takes part in one of them."""
+
+    @abstractmethod
+    def embed(self, feature_BFM: Tensor, names: Sequence[str] = ()) -> Tensor:
+        """Embedding [B, E] that nearest neighbours compare, of clips of the machines ``names`` (empty: not known)."""
+
+    @classmethod
+    def student(cls, encoder: Any, params: Mapping[str, Scalar], weights: Mapping[str, Tensor]) -> Student:
+        """What scores recordings, from the weights that a checkpoint holds of this system.
+
+        Raises:
+            ValueError: not the weights of such a student.
+        """
+        from trainables.checkpoint import load_learned
+
+        load_learned(encoder, {k[8:]: v for k, v in weights.items() if k.startswith("encoder.")})
+        return Student(encoder)
+
+
+class Student(nn.Module):
+    """A trained encoder by itself; systems that add something to it have their own."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def embed(self, feature_BFM: Tensor, names: Sequence[str] = ()) -> Tensor:
+        """Embedding [B, E], as ``System.embed``."""
+        emb_BE: Tensor = self.encoder.pool(self.encoder.tokens(feature_BFM))
+        return emb_BE
