@@ -7,7 +7,7 @@ from types import ModuleType
 
 from trainables.errors import UserError
 
-SYSTEMS = ("retain", "adapt")
+SYSTEMS = ("retain", "adapt", "identify")
 
 
 def load(system: str) -> ModuleType:

@@ -98,6 +98,7 @@ def findings(summary: Summary) -> list[str]:
             _where_it_sits,
             _recipes,
             _yardstick,
+            _own_score,
             _what,
             _mattered,
             _searched,
@@ -282,6 +283,28 @@ def _yardstick(summary: Summary) -> Iterator[str]:
             f"; {name_of(best)} differs from the first by {points(paired, signed=True)}: {verdict(paired)}"
         )
     yield f"{text}."
+
+
+def _own_score(summary: Summary) -> Iterator[str]:
+    """Where ``identify`` stands by the score that only it has, or why there is none."""
+    if summary.config.system != "identify" or not summary.confirmed:
+        return
+    what = "The negative log-likelihood of a clip's own identity"
+    parts = []
+    for method in summary.methods.values():
+        runs = [
+            r for r in summary.runs if r.role == "confirm" and r.id.rpartition("-s")[0] == f"c-{method.who}"
+        ]
+        found = [run.metrics["identity_official"] for run in runs if "identity_official" in run.metrics]
+        if found:
+            parts.append(f"{name_of(method)} {sum(found) / len(found):.1f} ({count(len(found), 'seed')})")
+    if parts:
+        yield f"{what} scores, on {summary.held_out}: {'; '.join(parts)}. The tables above are by nearest neighbours."
+    else:
+        yield (
+            f"{what} scores nothing on {summary.held_out}: their identities did not take part in training "
+            "(training.adapt_on_bank = false). Everything here is by nearest neighbours."
+        )
 
 
 def _recipe_titles(summary: Summary) -> set[str]:

@@ -37,6 +37,7 @@ from trainables.checkpoint import (
 )
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import TrialFailed, UserError
+from trainables.identify import BACKEND, Identify
 from trainables.loss_weighting import loss_weighting
 from trainables.params import Number
 from trainables.retain import Retain
@@ -45,7 +46,7 @@ from trainables.scoring.grid import Row, gap_metric, score_plan, summarise
 from trainables.settings import TrialConfig, check_limits
 from trainables.system import System
 
-SYSTEMS: dict[str, type[System]] = {"retain": Retain, "adapt": Adapt}
+SYSTEMS: dict[str, type[System]] = {"retain": Retain, "adapt": Adapt, "identify": Identify}
 AUTOENCODER = "autoencoder"  # the challenge's baseline: its own detector, and no student
 CLIP_NORM = 1.0  # largest norm of a step's gradient
 LEARNING_RATE = Number(0, 1, above=True)
@@ -112,6 +113,8 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
             metrics["examples_per_s"] = num_examples / metrics["train_s"]
             metrics["epoch_s"] = time.perf_counter() - begun
             metrics |= run.size()
+            if own := summarise(table, BACKEND):
+                metrics[f"{BACKEND}_official"] = own["official"]
         record = run.record(epoch, metrics, table)
         run.save(checkpoint_dir, record)
         yield record
@@ -195,6 +198,7 @@ class _Run:
         encoder = load_encoder(trial.encoder, materials.folder)
         encoder.tune(device, compiled=trial.training.compile, recompute=trial.training.checkpointing)
         self.system = SYSTEMS[trial.system](encoder, materials, trial).to(device)
+        self.reads_cache = self.system.encoder is encoder  # whose features of the mixtures are kept
         # beside the model and outside DDP: it agrees with the other ranks by itself
         self.weighting = loss_weighting(trial.params, self.system.losses).to(device)
         # what is scored and saved: the running mean of the weights where there is one
@@ -272,9 +276,10 @@ class _Run:
         if self.rank:
             return []
         bands = self.system.encoder.num_bands
-        return score_plan(
+        table = score_plan(
             plan, self.materials.corpus, emb, num_bands=bands, backends=names, machines=machines
         )
+        return table + self.judged.own_rows(emb, machines)
 
     @torch.no_grad()
     def embed(self, rows: np.ndarray) -> np.ndarray:
@@ -351,7 +356,7 @@ class _Run:
         return [self.materials.corpus.clips[i].name for i in self.materials.plan.clip_R[rows]]
 
     def _features(self, rows: np.ndarray) -> Tensor:
-        if self.materials.feature_RFM is not None:
+        if self.reads_cache and self.materials.feature_RFM is not None:
             return torch.from_numpy(self.materials.feature_RFM[rows]).to(self.device)
         corpus, plan = self.materials.corpus, self.materials.plan
         return mixture_features(corpus, plan, rows, self.system.encoder, self.device)

@@ -10,13 +10,14 @@ Shape legend: B batch, F frames, M mel bins, E embedding.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from trainables.draws import Draw
+from trainables.scoring.grid import Row
 from trainables.settings import Scalar
 from trainables.snr_curricula import SnrCurriculum
 
@@ -41,6 +42,10 @@ class System(nn.Module):
     @abstractmethod
     def embed(self, feature_BFM: Tensor, names: Sequence[str] = ()) -> Tensor:
         """Embedding [B, E] that nearest neighbours compare, of clips of the machines ``names`` (empty: not known)."""
+
+    def own_rows(self, emb_RE: np.ndarray, machines: Iterable[str]) -> list[Row]:
+        """Rows of a table by a score that only this system has, of the plan's embeddings [R, E]; most have none."""
+        return []
 
     @classmethod
     def student(cls, encoder: Any, params: Mapping[str, Scalar], weights: Mapping[str, Tensor]) -> Student:

@@ -12,7 +12,8 @@ import pytest
 from search_spaces import SYSTEMS, load
 from trainables.settings import CorpusConfig, TrainingConfig, TrialConfig
 
-PARAMS = {name: dict(load(name).RECIPES[load(name).PAPER]) for name in SYSTEMS} | {
+SMALLER = {"identify": {"stgram_channels": 8}}
+PARAMS = {name: {**load(name).RECIPES[load(name).PAPER], **SMALLER.get(name, {})} for name in SYSTEMS} | {
     "frozen": {"reference": "teacher"}
 }  # of each system that trains, and none
 

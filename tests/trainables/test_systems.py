@@ -28,6 +28,14 @@ WEIGHTINGS = {
     "gradnorm": {"gradnorm_alpha": 1.0},
     "dwa": {"dwa_temperature": 1.0},
 }
+# Settings under which a batch is learned by heart: without masks, and each stage by itself.
+BY_HEART = [
+    *((name, {"spec_time_fraction": 0, "spec_mel_fraction": 0}) for name in SYSTEMS if name != "identify"),
+    ("identify", {"contrast_share": 1}),
+    ("identify", {"contrast_kind": "none", "contrast_temperature": None, "contrast_share": None}),
+]
+# Fifty layers of batch normalisation multiply the last digit a thousandfold: test_stgram.py compares them in float64.
+STEADY = {"identify": {"network_kind": "encoder", "stgram_channels": None, "stgram_norm": None}}
 SELF_PACED = {"curriculum_kind": "self_paced", "pace_temperature": 0.5, "pace_memory": 0.3}
 
 
@@ -79,7 +87,8 @@ def test_one_record_for_each_epoch(system, small_trial, cache_dir):
     )
 
 
-def test_overfits_a_handful_of_clips(system, small_trial, cache_dir, monkeypatch):
+@pytest.mark.parametrize(("system", "params"), BY_HEART)
+def test_overfits_a_handful_of_clips(system, params, small_trial, cache_dir, monkeypatch):
     draws = SYSTEMS[system].draws
 
     def the_same(self, rng, *, count, batch_size, progress):
@@ -88,9 +97,7 @@ def test_overfits_a_handful_of_clips(system, small_trial, cache_dir, monkeypatch
         )
 
     monkeypatch.setattr(SYSTEMS[system], "draws", the_same)
-    trial = small_trial(
-        system, epochs=3, steps_per_epoch=25, params={"spec_time_fraction": 0, "spec_mel_fraction": 0}
-    )
+    trial = small_trial(system, epochs=3, steps_per_epoch=25, params=params)
     losses = [r["metrics"]["loss_total"] for r in train(trial, cache_dir=cache_dir)]
     assert losses[0] > losses[1] > losses[2]
     assert losses[2] < 0.4 * losses[0]
@@ -144,7 +151,9 @@ os._exit(0)
 @pytest.mark.slow
 def test_two_workers_equal_one(system, small_trial, cache_dir, tmp_path):
     trials = [
-        small_trial(system, params=weighted(system, kind), steps_per_epoch=4, batch_size=16)
+        small_trial(
+            system, params=weighted(system, kind) | STEADY.get(system, {}), steps_per_epoch=4, batch_size=16
+        )
         for kind in WEIGHTINGS
     ]
     alone = [timeless(train(trial, cache_dir=cache_dir)) for trial in trials]
@@ -188,9 +197,10 @@ def test_embeddings_do_not_depend_on_the_batch(system, small_trial, cache_dir):
     with torch.no_grad():
         together, shuffled = run.system.embed(features), run.system.embed(features[order])
         single = torch.cat([run.system.embed(f[None]) for f in features])
-    torch.testing.assert_close(shuffled, together[order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(single, together, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together[0], together[1], atol=1e-2)
+    scale = together.std()  # a network from scratch may begin with very small numbers
+    torch.testing.assert_close(shuffled / scale, together[order] / scale, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(single / scale, together / scale, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[0] / scale, together[1] / scale, atol=1e-2)
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
