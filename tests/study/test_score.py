@@ -232,3 +232,37 @@ def test_help_teaches_and_imports_nothing_heavy(root: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ask], cwd=root, capture_output=True, text=True, check=True)
     for part in ("--bank", "--machine", "examples", "exit codes", "usual"):
         assert part in done.stdout
+
+
+def test_a_student_with_adapters_is_opened_from_its_adapters_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    """What was trained and is saved, on the encoder that the study names, embeds as the student in training did."""
+    import torch
+
+    from search_spaces.adapt import RECIPES
+    from study import confirm
+    from study.folder import StudyFolder
+    from trainables import loop
+    from trainables.settings import CorpusConfig, TrainingConfig
+
+    few = TrainingConfig(epochs=1, steps_per_epoch=1, batch_size=8, device="cpu")
+    config = StudyConfig(system="adapt", corpus=CorpusConfig(clips_per_machine=8, clip_s=0.5), training=few)
+    folder, cache_dir, cpu = StudyFolder(tmp_path / "made"), tmp_path / "cache", torch.device("cpu")
+    path = folder.checkpoint_path("c-paper-s0")
+    trial = config.trial(RECIPES["paper"], seed=0)
+    next(loop.train(trial, cache_dir=cache_dir, checkpoint_dir=path))
+    folder.write_job({"id": "c-paper-s0", "role": "confirm", "params": dict(RECIPES["paper"])})
+    monkeypatch.setattr(confirm, "student_path", lambda config, folder: path)
+    student, job_id = score.open_student(config, folder, cache_dir)
+    run = loop._Run(trial, loop.prepare(trial, cache_dir, cpu), cpu, 0, 1)
+    run.restore(path)
+    corpus = run.materials.corpus
+    waves = [corpus.waves_NT[i] for i in corpus.select(role="machine", name="fan", split="train")[:3]]
+    with torch.no_grad():
+        feature = run.system.encoder.features(torch.from_numpy(np.stack(waves)))
+        wanted = run.judged.eval().embed(feature, ["fan"] * 3).numpy()
+    assert job_id == "c-paper-s0"
+    np.testing.assert_allclose(score.embed(student, waves, "fan"), wanted, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(score.embed(student, waves, None), wanted, atol=1e-5)
+    (path / "epoch-0001.safetensors").write_bytes(b"")
+    with pytest.raises(score.UserError, match="holds no sound checkpoint"):
+        score.open_student(config, folder, cache_dir)
