@@ -93,6 +93,7 @@ def findings(summary: Summary) -> list[str]:
         sentence
         for part in (
             _headline,
+            _learned_from,
             _overall,
             _against_paper,
             _where_it_sits,
@@ -304,6 +305,14 @@ def _own_score(summary: Summary) -> Iterator[str]:
         yield (
             f"{what} scores nothing on {summary.held_out}: their identities did not take part in training "
             "(training.adapt_on_bank = false). Everything here is by nearest neighbours."
+        )
+
+
+def _learned_from(summary: Summary) -> Iterator[str]:
+    if summary.config.training.adapt_on_bank and summary.config.system in ("adapt", "identify"):
+        yield (
+            "Students also learned from the banks of the machines they are scored on (training.adapt_on_bank): these "
+            "scores say nothing about machines that training has not heard."
         )
 
 

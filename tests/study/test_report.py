@@ -20,7 +20,7 @@ import pytest
 import search_spaces
 from study.config import ConfirmConfig, SearchConfig, StudyConfig
 from study.confirm import confirm_jobs, read_name
-from study.findings import points
+from study.findings import findings, points
 from study.folder import StudyFolder
 from study.report import FIGURES, assess, document, markdown, print_comparison, write_report
 from study.search import build_job
@@ -602,3 +602,6 @@ def test_a_study_of_another_system_has_a_report_of_its_own_words(system, tmp_pat
     drawn = {path.name for path in made.path.glob("*.png")}
     assert drawn >= {"bands.png", "heat_map.png", "machines.png", "parallel.png", "history.png"}
     assert "best_setting.png" not in drawn  # it draws lambda
+    assert "Students also learned" not in text
+    bank = replace(made.config, training=replace(made.config.training, adapt_on_bank=True))
+    assert "Students also learned from the banks" in " ".join(findings(assess(made.folder, bank)))
