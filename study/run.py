@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from study.search import Search
 
 FLUSH_S, HURRIED_FLUSH_S = 60.0, 5.0  # how long the end of a study waits for MLflow; when interrupted
+TRACKING_PATIENCE_S = (
+    120.0  # how long MLflow may wait for the first epoch, whose way to the screen it would lengthen
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +108,7 @@ def run(command: Command) -> int:
         if search is not None and nothing_left(command, folder, search):
             print("every job of this study has ended: nothing is left to train", flush=True)
             folder.write_study(study)
-            return search_and_report(command, folder, study, search, train=False)
+            return search_and_report(command, folder, study, search)
         print("starting Ray and the workers, which takes about a minute", flush=True)
         corpus = Background(lambda: render_corpus(command))
 
@@ -113,11 +116,11 @@ def run(command: Command) -> int:
 
         with attach_or_start(config.slots, command.storage) as cluster:
             signal.signal(signal.SIGTERM, interrupt)  # Ray has put its own handler there
-            corpus.join()
             study["hardware"] = hardware()
             folder.write_study(study)
             print(cluster.text, flush=True)
-            code = search_and_report(command, folder, study, search or open_search(command, folder))
+            search = search or open_search(command, folder)
+            code = search_and_report(command, folder, study, search, corpus=corpus)
             cluster.failed = code != 0
             return code
 
@@ -150,24 +153,25 @@ def search_and_report(
     study: dict[str, Any],
     search: Search | Probe,
     *,
-    train: bool = True,
+    corpus: Background | None = None,
 ) -> int:
-    """Everything that needs Ray (with ``train``), then the findings."""
+    """Everything that needs Ray, unless there is no ``corpus`` to train on, then the findings."""
     from study.agenda import StudyFailed
     from study.tracking import Tracker
 
     config = command.config
-    if train:
+    if corpus:
         importlib.import_module("study.tuning")  # heavy, and the tracker's thread imports as well
-    tracker = Tracker(command.tracking_uri, config.name, folder)
+    patience_s = TRACKING_PATIENCE_S if corpus else 0.0
+    tracker = Tracker(command.tracking_uri, config.name, folder, patience_s=patience_s)
     what = f"{config.search.trials} trials of {config.system}"
     if config.system == FROZEN:
         what = f"Every layer, pooling and back end of the frozen encoder {config.encoder.name}"
     tracker.start(study, f"{what} on {config.corpus.kind}.")
     status, code, flush_s = "FAILED", 1, FLUSH_S
     try:
-        if train:
-            run_all_jobs(command, folder, search, tracker)
+        if corpus:
+            run_all_jobs(command, folder, search, tracker, corpus)
         report(command, folder, tracker)
         print(f"\nfindings   {command.folder / 'findings.md'}", flush=True)
         status, code = "FINISHED", 0
@@ -204,8 +208,14 @@ def report(command: Command, folder: StudyFolder, tracker: Any) -> None:
     print_comparison(summary)
 
 
-def run_all_jobs(command: Command, folder: StudyFolder, search: Search | Probe, tracker: Any) -> None:
-    """References, trials and confirmations on warm slots. Raises StudyFailed if no trial works."""
+def run_all_jobs(
+    command: Command, folder: StudyFolder, search: Search | Probe, tracker: Any, corpus: Background
+) -> None:
+    """References, trials and confirmations on warm slots. Raises StudyFailed if no trial works.
+
+    The slots start while the ``corpus`` is still being made. Their workers wait for it, and if it cannot be made, the
+    run ends with that error before a job has.
+    """
     from study.confirm import confirm_jobs
     from study.probe import Probe
     from study.progress import Progress
@@ -235,6 +245,7 @@ def run_all_jobs(command: Command, folder: StudyFolder, search: Search | Probe, 
         before_search=first_jobs(command, folder),
         after_search=after_search,
         listeners=[tracker, progress],
+        watch=corpus.check,
     )
 
 
@@ -314,7 +325,7 @@ def browser_command(command: Command) -> str:
 
 
 class Background:
-    """A piece of work beside the start of Ray; ``join`` waits for it and raises what it raised."""
+    """A piece of work beside the start of Ray and of the slots; ``check`` raises what it raised."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._error: BaseException | None = None
@@ -327,8 +338,7 @@ class Background:
         except BaseException as error:
             self._error = error
 
-    def join(self) -> None:
-        self._thread.join()
+    def check(self) -> None:
         if self._error is not None:
             raise self._error
 

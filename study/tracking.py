@@ -39,10 +39,18 @@ class Tracker:
     Artifacts go to ``artifact_location``; by default where a server says, or to ``<storage>/mlartifacts``.
     Call ``start`` before any other method and, since it imports MLflow in another thread, after the heavy
     imports of the process. One process at a time has a study open.
+
+    MLflow's import and its first tables cost seconds of a core. With ``patience_s`` events wait in the spool until
+    the first epoch of a job that trains is reported, but no longer than that.
     """
 
     def __init__(
-        self, tracking_uri: str, study_name: str, folder: StudyFolder, artifact_location: str | None = None
+        self,
+        tracking_uri: str,
+        study_name: str,
+        folder: StudyFolder,
+        artifact_location: str | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         prepare_environment()
         self._uri = tracking_uri
@@ -53,6 +61,7 @@ class Tracker:
         self._changed = threading.Condition()
         self._cursor = threading.Lock()
         self._closing = threading.Event()
+        self._patience_s, self._wanted = patience_s, threading.Event()
         self._abandoned = threading.Event()
         self._reported: set[str] = set()
         self._wait_s = FIRST_WAIT_S
@@ -73,6 +82,8 @@ class Tracker:
     def job_reported(self, job: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """One epoch, at step ``record["epoch"]``. An epoch reported again is ignored."""
         self._put(kind="job_reported", id=job["id"], record=slim(record))
+        if job["role"] != "baseline":
+            self._wanted.set()
 
     def job_ended(self, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """``result`` as in result.json. The table of the job, if its folder has one, becomes an artifact."""
@@ -100,6 +111,7 @@ class Tracker:
         """Send what ``timeout_s`` allows; log one line on what is left; return how many events that is."""
         with self._changed:
             self._closing.set()
+            self._wanted.set()
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -132,6 +144,7 @@ class Tracker:
             self._changed.notify_all()
 
     def _replay(self) -> None:
+        self._wanted.wait(self._patience_s)
         while not self._abandoned.is_set():
             try:
                 item = self._spool.next()

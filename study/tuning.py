@@ -77,10 +77,11 @@ class StudySearcher(_NotRestored, Searcher):
 
 
 class StudyCallback(_NotRestored, tune.Callback):
-    """Carries Tune's events to the agenda. The first error on the way is kept and ends the run."""
+    """Carries Tune's events to the agenda. The first error on the way is kept and ends the run, and so does what
+    ``watch`` raises, which is called again and again."""
 
-    def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
+    def __init__(self, agenda: Agenda, watch: Callable[[], None] = lambda: None) -> None:
+        self._agenda, self._watch = agenda, watch
         self.error: Exception | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -101,6 +102,11 @@ class StudyCallback(_NotRestored, tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         # Tune takes what a hook of one trial raises for a failure of that trial; what is raised here ends the
         # run.
+        if self.error is None:
+            try:
+                self._watch()
+            except Exception as error:
+                self.error = error
         if self.error is not None:
             raise self.error
 
@@ -222,12 +228,14 @@ def run_jobs(
     before_search: Iterable[Job] = (),
     after_search: Callable[[], Iterable[Job]] | None = None,
     listeners: Sequence[Listener] = (),
+    watch: Callable[[], None] = lambda: None,
 ) -> None:
     """Run ``before_search``, the search, and the jobs of ``after_search`` on ``config.slots.count`` slots.
 
     ``trainable`` is a Tune Trainable class with its resources (``tune.with_resources``); it takes the Tune
     config ``{"job": job}``, runs it, and takes the next one by ``reset_config``, which returns True or
-    raises. Ray is initialised by the caller, and the caller holds the study's lock.
+    raises. Ray is initialised by the caller, and the caller holds the study's lock. What ``watch`` raises, at any
+    time, ends the run.
 
     Raises:
         StudyFailed: the first trials all failed.
@@ -240,7 +248,7 @@ def run_jobs(
         listeners=listeners,
         num_workers=config.slots.workers,
     )
-    callback = StudyCallback(agenda)
+    callback = StudyCallback(agenda, watch)
     scheduler = StudyASHA(
         epochs=config.training.epochs,
         grace_epochs=config.search.grace_epochs,

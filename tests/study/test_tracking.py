@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,35 @@ def test_resume_continues_the_same_runs(study: Study) -> None:
     assert study.steps("t0001") == [1]
     assert study.steps("t0002") == [1, 2]
     assert {r.info.status for r in study.runs().values()} == {"FINISHED"}
+
+
+def test_mlflow_may_wait_for_the_first_epoch_of_a_training(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = tracking.Tracker(study.uri, study.name, study.folder, patience_s=600)
+    connected = threading.Event()
+    connect = tracker._mirror.connect
+    monkeypatch.setattr(tracker._mirror, "connect", lambda told: (connected.set(), connect(told)))
+    study.tracker = tracker
+    teacher, trial = job("b-teacher", role="baseline", baseline="teacher"), job("t0001")
+    tracker.start(study.json, "")
+    study.begin(teacher)
+    study.report(teacher, 1)
+    study.end(teacher, result(1))
+    study.begin(trial)
+    assert not connected.wait(0.3)
+    study.report(trial, 1)
+    assert connected.wait(60)
+    assert tracker.close(60) == 0
+    assert study.steps("t0001") == [1]
+
+
+def test_closing_does_not_wait_for_an_epoch(study: Study) -> None:
+    tracker = tracking.Tracker(study.uri, study.name, study.folder, patience_s=600)
+    tracker.start(study.json, "")
+    tracker.finish("KILLED")
+    assert tracker.close(60) == 0
+    assert study.runs()["quick"].info.status == "KILLED"
 
 
 @pytest.fixture(params=[tracking.COMPACT_BYTES, 0], ids=["events", "summed up"])

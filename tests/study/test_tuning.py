@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from study.agenda import StudyFailed
 from study.folder import StudyFolder
-from study.tuning import TUNE_ENVIRONMENT, StudyASHA
+from study.tuning import TUNE_ENVIRONMENT, StudyASHA, StudyCallback
 
 SCRIPT = Path(__file__).with_name("toy_study.py")
 EPOCHS = 6
@@ -295,7 +295,7 @@ def test_a_study_stopped_in_every_way_is_completed_by_the_same_command(
     # Everything fails: nothing of it is kept.
     for number in range(7):
         (faults / f"fail-t{number:04d}").touch()
-    with pytest.raises(StudyFailed, match="RuntimeError: toy failure; t000"):
+    with pytest.raises(StudyFailed, match=r"\(t000.*: RuntimeError: toy failure\)"):
         ray_toy.run(tmp_path)
     assert not any(folder.result(i) for i in folder.job_ids())
     assert not (folder.path / "tune").exists()
@@ -379,6 +379,21 @@ def test_a_killed_driver_loses_nothing(ray_toy: Any, tmp_path: Path) -> None:
         range(1, results["t0003"]["epoch"] + 1)
     )
     assert len({json.dumps(t.params) for t in search.study.get_trials()}) == 7
+
+
+def test_what_the_watch_raises_ends_the_run() -> None:
+    found: list[Exception] = []
+
+    def watch() -> None:
+        if found:
+            raise found[0]
+
+    callback = StudyCallback(None, watch)
+    callback.on_step_end(1, [])
+    found.append(OSError("no room for the corpus"))
+    with pytest.raises(OSError, match="no room"):
+        callback.on_step_end(2, [])
+    assert callback.error is found[0]
 
 
 def test_the_driver_needs_no_torch() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from trainables import cache
+from trainables.data.corpus import open_corpus
 from trainables.encoders.encoder import load_encoder
 from trainables.encoders.tiny import load_tiny, save_tiny
 from trainables.errors import UserError
@@ -24,16 +25,26 @@ ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trial(small_trial):
     return small_trial("retain", params={"align_level": "pooled"})
 
 
+@pytest.fixture(scope="module")
+def filled(trial, cache_dir, tmp_path_factory):
+    """A cache with the files of this trial and of no other."""
+    open_corpus(trial.corpus, cache_dir)
+    folder = tmp_path_factory.mktemp("filled")
+    for file in cache_dir.glob("corpus-*"):
+        shutil.copy(file, folder)
+    cache.prepare(trial, folder, CPU)
+    return folder
+
+
 @pytest.fixture
-def own_cache(trial, cache_dir, tmp_path, monkeypatch):
+def own_cache(filled, tmp_path, monkeypatch):
     """A cache of the test's own, filled, and no memory of an earlier one."""
-    cache.prepare(trial, cache_dir, CPU)
-    shutil.copytree(cache_dir, tmp_path / "cache")
+    shutil.copytree(filled, tmp_path / "cache")
     monkeypatch.setattr(cache, "_kept", {})
     return tmp_path / "cache"
 
