@@ -110,7 +110,7 @@ def pattern(folder: Path) -> list[float]:
         ).fit()
 
     tune.Tuner(
-        tune.with_resources(trial, {"CPU": 0}),
+        tune.with_resources(trial, {"CPU": 0.1}),  # what its trainer asks for comes on top
         param_space={"x": tune.uniform(0, 1), "stamps": str(folder / "stamps")},
         tune_config=tune.TuneConfig(num_samples=PATTERN_TRIALS, max_concurrent_trials=1),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
