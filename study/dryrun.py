@@ -12,7 +12,7 @@ from study import cluster
 from study.command import Command
 from study.limits import FROZEN
 from study.preflight import preflight
-from study.summary import count
+from study.runs import count
 from trainables.settings import to_dict
 
 MOST_DRAWS = 2000  # random trials looked at for one of every branch

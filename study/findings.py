@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import search_spaces
 from study import statistics
 from study.confirm import YARDSTICK
+from study.runs import count
 from study.statistics import Estimate
-from study.summary import BEST_TITLE, CELL_TITLES, Method, Summary, count
+from study.summary import BEST_TITLE, CELL_TITLES, Method, Summary
 from trainables.errors import UserError
 
 # -- wording ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import numpy as np
 
 from study.confirm import read_name
 from study.findings import name_of, points
-from study.summary import Check, Summary, count
+from study.runs import count
+from study.summary import Check, Summary
 
 EDGE = 0.02  # a value this close to the end of its range (share of the range) sits on the boundary
 LOOK, FINE, UNKNOWN = "look", "fine", "unknown"

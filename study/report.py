@@ -23,7 +23,8 @@ from study import findings, health, plots, search_plots
 from study.confirm import FIRST_SEED
 from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
 from study.folder import StudyFolder
-from study.summary import Run, Summary, elapsed_s, summarise, text_of
+from study.runs import Run, elapsed_s
+from study.summary import Summary, summarise, text_of
 from study.tables import confirmed_table, paired_table, search_table, unconfirmed
 from trainables.files import write_atomically
 from trainables.settings import to_dict

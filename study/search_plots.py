@@ -13,7 +13,8 @@ import numpy as np
 
 from study import health
 from study.plots import BEST, COLOURS, INK, ORACLE, PALE, TEACHER, figure
-from study.summary import Run, Summary
+from study.runs import Run
+from study.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,8 @@ kept apart (``Method.search``), because the best trial was chosen by them and th
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +18,10 @@ import search_spaces
 from study import confirm, statistics
 from study.folder import StudyFolder
 from study.importance import Importance, measure, read_trials
+from study.missing import missing
+from study.runs import Run, confirmed_tables, read_runs, search_run
 from study.statistics import Cells, Estimate
 from trainables.scoring.evaluation import AUTOENCODER_SCORES, Evaluation
-from trainables.settings import Scalar
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
@@ -52,34 +51,6 @@ class Check(NamedTuple):
 
     level: str
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One job and what became of it. state: finished, stopped, failed or open (no result yet)."""
-
-    id: str
-    role: str
-    label: str
-    baseline: str | None
-    params: Mapping[str, Scalar]
-    seed: int
-    state: str
-    reason: str | None
-    curve: Mapping[int, float]
-    metrics: Mapping[str, float]
-    worker_s: float
-    duration_s: float
-    num_workers: int
-    started: str
-
-    @property
-    def epoch(self) -> int:
-        return max(self.curve, default=0)
-
-    @property
-    def official(self) -> float | None:
-        return self.curve[self.epoch] if self.curve else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +140,7 @@ class Summary:
 
 def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
     """Read and estimate a study."""
-    runs = tuple(_run(folder, job_id) for job_id in folder.job_ids())
+    runs = read_runs(folder)
     chosen = tuple(confirm.finalists(config, folder))
     methods = _methods(folder, config, runs, chosen)
     trials = read_trials(folder.path / "optuna.journal")
@@ -186,7 +157,7 @@ def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
         importance=measure(trials, curves),
         ranges={name: spec for trial in trials.values() for name, spec in _ranges(trial).items()},
         notes=tuple(study.get("notes") or ()),
-        missing=tuple(_missing(config, runs, methods, chosen)),
+        missing=tuple(missing(config, runs, methods, chosen)),
         held_out=_held_out(folder, methods),
         yardstick={name: e for name in AUTOENCODER_SCORES if (e := _yardstick(folder, runs, name))},
     )
@@ -196,37 +167,6 @@ def _held_out(folder: StudyFolder, methods: Mapping[str, Method]) -> str:
     searched = {statistics.machine_of(row) for row in folder.table("b-teacher")}
     confirmed = {m for method in methods.values() if method.cells for m in method.cells.machines}
     return "held-out recordings" if searched & confirmed else "held-out machines"
-
-
-def _run(folder: StudyFolder, job_id: str) -> Run:
-    job = folder.job(job_id) or {}
-    result = folder.result(job_id) or {}
-    records = folder.records(job_id)
-    full = records[-1]["metrics"] if records and not result.get("metrics") else result.get("metrics") or {}
-    curve = {r["epoch"]: r["metrics"].get("official") for r in records}
-    if not curve and _number(full.get("official")):
-        curve = {int(result.get("epoch") or 0): full["official"]}
-    duration, num_workers = float(result.get("duration_s") or 0.0), int(result.get("num_workers") or 1)
-    return Run(
-        id=job_id,
-        role=job.get("role", ""),
-        label=job.get("label") or "",
-        baseline=job.get("baseline"),
-        params=job.get("params") or {},
-        seed=int(job.get("trial", {}).get("seed", 0)),
-        state=result.get("state", "open"),
-        reason=result.get("reason"),
-        curve={epoch: float(value) for epoch, value in curve.items() if _number(value)},
-        metrics={k: float(v) for k, v in full.items() if _number(v)},
-        worker_s=duration * num_workers,
-        duration_s=duration,
-        num_workers=num_workers,
-        started=result.get("started") or "",
-    )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _methods(
@@ -265,7 +205,7 @@ def _methods(
         if mine is not None and teacher is not None and oracle is not None and who not in confirm.FROZEN:
             lowest = {"band": grid.focus}
             gap = statistics.gap_closed(mine.where(**lowest), teacher.where(**lowest), oracle.where(**lowest))
-        run = _search_run(runs, who, chosen)
+        run = search_run(runs, who, chosen)
         found[who] = Method(
             who=who,
             title=title,
@@ -281,7 +221,7 @@ def _methods(
 
 
 def _yardstick(folder: StudyFolder, runs: tuple[Run, ...], backend: str) -> Estimate | None:
-    cells = statistics.gather(_confirmed(folder, runs, confirm.YARDSTICK), backend)
+    cells = statistics.gather(confirmed_tables(folder, runs, confirm.YARDSTICK), backend)
     return statistics.mean(cells) if cells.seeds else None
 
 
@@ -297,27 +237,8 @@ def keys(grid: Evaluation) -> dict[str, dict[str, str]]:
 
 def _cells(folder: StudyFolder, config: StudyConfig, runs: tuple[Run, ...], who: str) -> Cells | None:
     backend = AUTOENCODER_SCORES[0] if who == confirm.YARDSTICK else config.scoring.backend
-    cells = statistics.gather(_confirmed(folder, runs, who), backend)
+    cells = statistics.gather(confirmed_tables(folder, runs, who), backend)
     return cells if cells.seeds else None
-
-
-def _confirmed(folder: StudyFolder, runs: tuple[Run, ...], who: str) -> dict[int, list[dict[str, Any]]]:
-    """The tables of a method's confirmed seeds."""
-    tables = {}
-    for run in runs:
-        named = confirm.read_name(run.id)
-        if run.role == "confirm" and run.state == "finished" and named and named[0] == who:
-            tables[named[1]] = folder.table(run.id)
-    return tables
-
-
-def _search_run(runs: tuple[Run, ...], who: str, chosen: tuple[confirm.Finalist, ...]) -> Run | None:
-    """The run on the search machines that a row stands for."""
-    source = next((f.trial_id for f in chosen if f.who == who), None)
-    for run in runs:
-        if run.id == source or (who in (*confirm.FROZEN, confirm.YARDSTICK) and run.id == f"b-{who}"):
-            return run
-    return next((run for run in runs if run.role == "trial" and run.baseline == who), None)
 
 
 def _ranges(trial: Any) -> dict[str, tuple[float, float, bool]]:
@@ -327,68 +248,6 @@ def _ranges(trial: Any) -> dict[str, tuple[float, float, bool]]:
         for name, spec in trial.distributions.items()
         if hasattr(spec, "low") and spec.high > spec.low
     }
-
-
-def _missing(
-    config: StudyConfig,
-    runs: tuple[Run, ...],
-    methods: Mapping[str, Method],
-    chosen: tuple[confirm.Finalist, ...],
-) -> list[str]:
-    """What a complete study would have and this one has not, in words."""
-    found = []
-    grid = config.evaluation
-    trials = [run for run in runs if run.role == "trial"]
-    running = [run.id for run in trials if run.state == "open"]
-    if not trials:
-        found.append("No search trial has been started.")
-    if running:
-        found.append(f"{count(len(running), 'search trial')} not over yet: {', '.join(running)}.")
-    if len(trials) < config.search.trials:
-        found.append(f"{len(trials)} of {config.search.trials} search trials were started.")
-    if trials and not chosen:
-        found.append("No search trial ran to its last epoch, so there is no best setting.")
-    for who in (*grid.references, *([confirm.YARDSTICK] if config.yardstick.search else [])):
-        run = next((run for run in runs if run.id == f"b-{who}"), None)
-        if run is None or run.state != "finished":
-            found.append(f"The {who} was not scored on the search machines.")
-    if not config.confirm.seeds:
-        found.append("No confirmation stage (confirm.seeds = 0): nothing was scored on held-out machines.")
-    elif chosen:
-        measures = [*grid.references, *([confirm.YARDSTICK] if config.yardstick.confirm else [])]
-        wanted = [*measures, *config.confirm.recipes, *(f.who for f in chosen)]
-        for who in dict.fromkeys(wanted):
-            have = methods[who].seeds if who in methods else ()
-            lacking = [str(seed) for seed in range(config.confirm.seeds) if seed not in have]
-            if lacking:
-                title = methods[who].title if who in methods else who
-                found.append(f"{title}: seed {', '.join(lacking)} of the confirmation is missing or failed.")
-    confirmed = [method.cells for method in methods.values() if method.cells]
-    if confirmed:
-        subsets = {key[0] for cells in confirmed for key in cells.keys}
-        found += [f"The subset {subset} was not scored." for subset in grid.subsets if subset not in subsets]
-        scored_bands = {key[1] for cells in confirmed for key in cells.keys}
-        found += [f"The SNR band {band} was not scored." for band in grid.bands if band not in scored_bands]
-        for metric, domain in (("s_auc", "source"), ("t_auc", "target")):
-            if metric in grid.metrics and all(_empty(cells, metric) for cells in confirmed):
-                found.append(f"No machine has normal test clips of the {domain} domain: one AUC is left out.")
-    return found
-
-
-def _empty(cells: Cells, metric: str) -> bool:
-    index = [i for i, key in enumerate(cells.keys) if key[2] == metric]
-    return not any(math.isfinite(x) for x in cells.values_SMK[:, :, index].ravel())
-
-
-def count(number: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def elapsed_s(runs: Sequence[Run]) -> float:
-    """Wall time from the first start to the last end, in seconds; 0 if not recorded."""
-    spans = [(datetime.fromisoformat(r.started).timestamp(), r.duration_s) for r in runs if r.started]
-    return max(a + d for a, d in spans) - min(a for a, _ in spans) if spans else 0.0
 
 
 def text_of(value: Any) -> str:
