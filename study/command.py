@@ -32,6 +32,8 @@ examples
   as a job on a Ray cluster, results on a disk that all its nodes share:
     ray job submit --working-dir . -- python study/run.py --preset factory --storage /shared/studies \\
         --set slots.count=8 --set slots.gpus_per_worker=1
+  run one trial of a study again and compare its numbers; the id stands on the run's page in MLflow:
+    python study/run.py --reproduce 0123456789abcdef0123456789abcdef
   look at what would run, and start nothing:
     python study/run.py --preset factory --trials 200 --dry-run
 
@@ -41,6 +43,7 @@ Ray job, the study starts Ray for itself and stops it at its end.
 
 exit codes
   0 complete, report written    1 the study failed    2 the command or a check before the start was refused
+  of --reproduce: 0 the numbers agree    1 they do not    2 it cannot be run again
 """
 
 
@@ -52,6 +55,7 @@ class Command:
     storage: Path
     tracking_uri: str
     dry_run: bool
+    reproduce: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -90,7 +94,8 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="study/run.py",
         usage="python study/run.py [--preset NAME] [--set key=value ...] [--trials N] [--storage DIR]\n"
-        "                           [--tracking-uri URI] [--name STUDY] [--dry-run]",
+        "                           [--tracking-uri URI] [--name STUDY] [--dry-run]\n"
+        "   or: python study/run.py --reproduce RUN_ID [--storage DIR] [--tracking-uri URI]",
         description="Create one study, or continue it: search how to train the encoder, confirm the best on\n"
         "machines the search never saw, and report.\n\npresets\n" + "\n".join(lines),
         epilog=EXAMPLES + f"\nkeys for --set\n{_wrap(keys)}\n",
@@ -125,16 +130,37 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--name", metavar="STUDY", help="what to call it (default: the preset and a digest of its settings)")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
+    add(
+        "--reproduce", metavar="RUN_ID", help="run this run of MLflow again and say whether its numbers agree"
+    )
     return made
 
 
 def parse(arguments: Sequence[str] | None = None) -> Command:
     """What the arguments (``sys.argv`` by default) ask for. Raises UserError; ``--help`` prints and exits with 0."""
     given = parser().parse_args(arguments)
+    if given.reproduce is not None:
+        _refuse_beside_reproduce(given)
     config = resolve(presets.load(given.preset), given.set, trials=given.trials, name=given.name)
     storage = storage_folder(given.storage)
     uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
-    return Command(config=config, storage=storage, tracking_uri=uri, dry_run=given.dry_run)
+    return Command(
+        config=config, storage=storage, tracking_uri=uri, dry_run=given.dry_run, reproduce=given.reproduce
+    )
+
+
+def _refuse_beside_reproduce(given: argparse.Namespace) -> None:
+    asked = {
+        "--preset": given.preset != presets.DEFAULT,
+        "--set": given.set,
+        "--trials": given.trials is not None,
+        "--name": given.name,
+        "--dry-run": given.dry_run,
+    }
+    if beside := [option for option, is_given in asked.items() if is_given]:
+        raise UserError(
+            f"--reproduce {given.reproduce}: takes its settings from the run; leave out {' and '.join(beside)}"
+        )
 
 
 def storage_folder(given: str | None = None, *, root: Path = ROOT) -> Path:

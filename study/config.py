@@ -156,6 +156,12 @@ def identity(config: StudyConfig) -> str:
     return digest(kept | {"factory": factory.REVISION, "grid": grid.REVISION})
 
 
+def file_digests(config: StudyConfig | TrialConfig) -> dict[str, str]:
+    """Digests of the files and folders that the settings name, by key."""
+    groups = {"corpus": to_dict(config.corpus), "encoder": to_dict(config.encoder)}
+    return {k: _content(Path(v)) for k, v in _flat(groups).items() if _is_path(k, v)}
+
+
 def differences(stored: Mapping[str, Any], config: StudyConfig) -> list[str]:
     """What of ``stored`` (a study's JSON form) ``config`` changes, as ``key: before -> now``; no cost, no labels."""
     before, now = _flat(stored), _flat(to_dict(config))

@@ -17,7 +17,7 @@ from study.spool import Event
 
 @dataclass
 class Ledger:
-    """By job: how it was described, its epochs, how it ended, and whether its table was sent."""
+    """By job: how it was described, its epochs, how it ended, and whether its files were sent."""
 
     study: dict[str, Any] = field(default_factory=dict)
     description: str = ""
@@ -100,7 +100,7 @@ class Ledger:
                 events += [{"kind": "job_reported", "id": job_id, "record": slim(r)} for r in records]
                 if result is not None:
                     events.append({"kind": "job_ended", "id": job_id, "result": slim(result)})
-            if (result is not None or job["role"] == "baseline") and folder.table(job_id):
+            if result is not None or (job["role"] == "baseline" and records):
                 events.append({"kind": "table", "id": job_id})
             yield from (m for m in ({"missed": True, **event} for event in events) if not self.has(m))
 
@@ -109,6 +109,19 @@ def slim(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record or result as the spool keeps it: headline metrics only, no table."""
     kept = {key: record[key] for key in ("epoch", "state", "reason", "duration_s") if key in record}
     return {**kept, "metrics": run_text.metrics(record)}
+
+
+def recipe(job: Mapping[str, Any], study: Mapping[str, Any], num_workers: int | None) -> dict[str, Any]:
+    """The content of a run's ``job.json``: all that running the job again takes, and what its numbers hang on."""
+    slots = (study.get("config") or {}).get("slots")
+    facts = {key: study.get(key) for key in ("corpus", "files", "grid", "versions", "hardware")}
+    return {
+        "study": study.get("name"),
+        "job": public(job),
+        **facts,
+        "slots": slots,
+        "num_workers": num_workers,
+    }
 
 
 def public(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from study import run_text
 from study.folder import StudyFolder
-from study.ledger import Ledger
+from study.ledger import Ledger, recipe
 from study.spool import Event
 from study.tracking_uri import absolute, sqlite_path
 from trainables.files import exclusive
@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 PARENT = "(study)"
@@ -75,7 +76,7 @@ class Mirror:
             Lost: it does not.
         """
         if self._client is None:
-            self._client = _open(self._uri)
+            self._client = open_client(self._uri)
         self.forget()
         self.ledger = Ledger()
         for event in delivered:
@@ -185,8 +186,13 @@ class Mirror:
         self._job_ended({**event, "id": job["id"], "result": {**record, "epoch": None, "state": "finished"}})
 
     def _table(self, event: Event) -> None:
+        """What it takes to run an ended job again, and its table of scores if it has one."""
+        job = self._job(event["id"])
+        run_id = self._run(event["id"], event, job)
+        result = self._folder.result(event["id"]) or {}
+        facts = recipe(job, self.ledger.study, result.get("num_workers"))
+        self._client.log_dict(run_id, facts, "job.json")
         if self._folder.table(event["id"]):
-            run_id = self._run(event["id"], event, self._job(event["id"]))
             self._client.log_artifact(run_id, str(self._folder.job_path(event["id"]) / "knn.json"))
 
     def _artifacts(self, event: Event) -> None:
@@ -320,7 +326,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _open(uri: str) -> Any:
+def open_client(uri: str) -> Any:
     """An MlflowClient. The first opening of a database creates its tables: one process at a time, quietly."""
     # SQLAlchemy's view of MLflow's own code; nothing that a user could act on.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*noload.*")

@@ -14,13 +14,13 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.config import differences, identity
+from study.config import differences, file_digests, identity
 from study.folder import StudyFolder
 from study.tracking_uri import redact
 from trainables.errors import UserError
@@ -42,6 +42,8 @@ def describe(config: StudyConfig, folder: StudyFolder, found: Preflight) -> dict
     Raises:
         UserError: the folder holds another study of that name, or this one with other recordings.
     """
+    from trainables.scoring import grid
+
     known = folder.study()
     if known is not None and known["identity"] != identity(config):
         changed = "; ".join(differences(known["config"], config)) or "the content of a file it reads"
@@ -58,8 +60,15 @@ def describe(config: StudyConfig, folder: StudyFolder, found: Preflight) -> dict
         "config": to_dict(config),
         "identity": identity(config),
         "corpus": found.corpus_identity,
+        "files": file_digests(config),
+        "grid": grid.REVISION,
         "command": command_line(),
-        "versions": {"python": platform.python_version(), "commit": commit(), "source": source()}
+        "versions": {
+            "python": platform.python_version(),
+            "commit": commit(),
+            "source": source(),
+            "trainables": source(packages=("trainables",)),  # what a trial computes with
+        }
         | {name: version(name) for name in REPORTED_VERSIONS},
         "hardware": (known or {}).get("hardware"),
         "notes": list(found.notes),
@@ -110,10 +119,10 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def source(root: Path = ROOT) -> str:
+def source(root: Path = ROOT, packages: Sequence[str] = PACKAGES) -> str:
     """A digest of the project's code and weights under ``root``: the same for a checkout and its copies."""
     hasher = hashlib.sha256()
-    for package in PACKAGES:
+    for package in packages:
         for path in sorted((root / package).rglob("*")):
             if path.suffix in SOURCES and path.is_file():
                 hasher.update(f"{path.relative_to(root).as_posix()} {content_digest(path)}\n".encode())

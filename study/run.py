@@ -54,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with handlers_restored():
             command = parse(arguments)
+            if command.reproduce is not None:
+                from study.reproduce import reproduce
+
+                return reproduce(command.reproduce, command.storage, command.tracking_uri)
             if command.dry_run:
                 from study.dryrun import dry_run
 
@@ -75,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = traceback.format_exc()
         print(text, file=sys.stderr, end="")
         kept = ""
-        if command is not None:
+        if command is not None and command.reproduce is None:
             with contextlib.suppress(OSError):
                 command.folder.mkdir(parents=True, exist_ok=True)
                 (command.folder / "traceback.txt").write_text(text)

@@ -86,7 +86,8 @@ class Tracker:
             self._wanted.set()
 
     def job_ended(self, job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """``result`` as in result.json. The table of the job, if its folder has one, becomes an artifact."""
+        """``result`` as in result.json. What running the job again takes becomes an artifact, and its table if there is
+        one."""
         self._put(kind="job_ended", id=job["id"], result=slim(result))
         self._put(kind="table", id=job["id"])
 

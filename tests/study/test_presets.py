@@ -67,6 +67,7 @@ def test_the_options_are_these() -> None:
         "--tracking-uri",
         "--name",
         "--dry-run",
+        "--reproduce",
     }
 
 
@@ -169,6 +170,6 @@ def test_the_examples_in_the_help_are_commands_that_parse(tmp_path: Path) -> Non
         for line in text.splitlines()
         if re.match(r" +(python|ray) ", line)
     ]
-    assert len(examples) == 5
+    assert len(examples) == 6
     for arguments in examples:
         assert parse([*arguments, "--storage", str(tmp_path)]).storage == tmp_path

@@ -104,8 +104,8 @@ def test_contract(study: Study) -> None:
     assert study.steps("t0003") == [1, 2, 3]
     assert study.steps("t0003", "mismatched/low/official") == [1, 2, 3]
     assert runs["t0003"].data.metrics["official"] == 63.0
-    assert study.artifacts("t0003") == study.artifacts("b-teacher") == ["knn.json"]
-    assert study.artifacts("t0000") == []
+    assert study.artifacts("t0003") == study.artifacts("b-teacher") == ["job.json", "knn.json"]
+    assert study.artifacts("t0000") == ["job.json"]
     table = study.root / f"mlartifacts/quick/{runs['t0003'].info.run_id}/artifacts/knn.json"
     assert json.loads(table.read_text())["rows"] == [{"machine": "fan", "official": 61.0}]
 
@@ -226,7 +226,7 @@ def test_what_the_driver_could_not_say_is_found_in_the_folder(study: Study) -> N
     runs = study.runs()
     assert runs["t0001"].info.status == runs["b-oracle"].info.status == "FINISHED"
     assert study.steps("t0001") == [1, 2]
-    assert study.artifacts("t0001") == ["knn.json"]
+    assert study.artifacts("t0001") == ["job.json", "knn.json"]
 
 
 @pytest.mark.usefixtures("compacted")

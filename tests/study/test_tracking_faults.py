@@ -278,7 +278,7 @@ def test_real_server_down_up_frozen_gone(tmp_path: Path) -> None:
         runs = study.runs()
         assert runs["t0001"].info.status == "FINISHED"
         assert runs["t0002"].info.status == "RUNNING"
-        assert study.artifacts("t0001") == ["knn.json"]
+        assert study.artifacts("t0001") == ["job.json", "knn.json"]
         assert study.steps("t0002") == [1]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
