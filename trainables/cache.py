@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +29,7 @@ from trainables.data.corpus import Corpus, open_corpus
 from trainables.data.mixing import mix
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.errors import UserError
-from trainables.files import exclusive, write_atomically
+from trainables.files import checksum, exclusive, write_atomically
 from trainables.losses import teacher_scale
 from trainables.scoring.grid import Plan, Row, make_plan, score_plan
 from trainables.settings import TrialConfig, digest, to_dict
@@ -306,11 +305,7 @@ def _sound(path: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _checksum_of(path: Path, size: int, changed_ns: int) -> int:
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+    return checksum(path)
 
 
 def _checksum(path: Path) -> int:

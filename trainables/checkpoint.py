@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from trainables.files import write_atomically
+from trainables.files import checksum, replacing, write_atomically
 
 KEEP = 2
 
@@ -37,12 +37,16 @@ def save_checkpoint(
         OSError: no space; the earlier checkpoints are left as they were.
     """
     body = json.loads(json.dumps({**state, "epoch": epoch}, allow_nan=False))
-    data = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()})
     for left in folder.glob("epoch-*.partial"):
         left.unlink(missing_ok=True)  # of a process that died while writing
     path = folder / f"epoch-{epoch:04d}.json"
-    write_atomically(path.with_suffix(".safetensors"), data)
-    write_atomically(path, json.dumps({"crc32": _checksum(data, body), **body}) + "\n")
+    try:
+        with replacing(path.with_suffix(".safetensors")) as partial:  # written from where the tensors are
+            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: cannot hold {path.stem} ({error})") from error
+    crc32 = _checksum(checksum(path.with_suffix(".safetensors")), body)
+    write_atomically(path, json.dumps({"crc32": crc32, **body}) + "\n")
     for old in sorted(folder.glob("epoch-*.json"))[:-KEEP]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -79,7 +83,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         try:
             state = json.loads(path.read_bytes())
             data = path.with_suffix(".safetensors").read_bytes()
-            if state.pop("crc32") != _checksum(data, state):
+            if state.pop("crc32") != _checksum(zlib.crc32(data), state):
                 raise ValueError("checksum differs")
             return load(data), state
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -87,8 +91,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     return None
 
 
-def _checksum(data: bytes, state: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(state).encode(), zlib.crc32(data))
+def _checksum(of_tensors: int, state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state).encode(), of_tensors)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

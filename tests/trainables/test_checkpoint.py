@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from trainables.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def three(folder):
@@ -79,6 +84,44 @@ def test_nan_in_the_state_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_checkpoint(tmp_path, 1, {}, {"record": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from trainables.checkpoint import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    save_checkpoint(Path(sys.argv[1]), 4, {"w": torch.ones(1 << 16)}, {})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_no_space_leaves_the_earlier_ones(tmp_path):
+    three(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    said = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert "cannot hold epoch-0004" in said.stdout, said.stderr
+    assert sorted(tmp_path.iterdir()) == before
+    assert epoch_of(load_checkpoint(tmp_path)) == 3
+
+
+def test_writing_takes_no_copy_of_the_tensors(tmp_path):
+    """90 M parameters with moments and mean are 1.4 GB."""
+    code = f"""if True:
+        import resource, torch
+        from pathlib import Path
+        from trainables.checkpoint import save_checkpoint
+        save_checkpoint(Path({str(tmp_path)!r}), 1, {{"w": torch.ones(10)}}, {{}})  # what the first call imports
+        tensors = {{str(i): torch.ones(5_000_000) for i in range(10)}}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        save_checkpoint(Path({str(tmp_path)!r}), 2, tensors, {{}})
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+    """
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert float(said.stdout) < 100, said.stderr  # MB; the tensors are 200
 
 
 def test_state_is_plain_json(tmp_path):

@@ -13,7 +13,6 @@ with a ``UserError`` of one line: what was found, what was wanted.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from trainables.errors import UserError
-from trainables.files import content_digest, exclusive, write_atomically
+from trainables.files import content_digest, exclusive, replacing, write_atomically
 from trainables.settings import build, to_dict
 
 REVISION = 1  # counts changes of how a checkpoint is converted
@@ -199,12 +198,12 @@ def convert(model: Mapping[str, Tensor], shape: BeatsShape) -> Weights:
 
 
 def _keep(kept: Path, path: Path, sha: str, shape: BeatsShape, weights: Weights) -> None:
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    data = save(weights)
+    with replacing(kept) as partial:
+        save_file(weights, partial)
     sidecar = {"cfg": to_dict(shape), "source": path.name, "source_sha256": sha}
-    sidecar["sha256"] = hashlib.sha256(data).hexdigest()
-    write_atomically(kept, data)
+    sidecar["sha256"] = content_digest(kept)
     write_atomically(kept.with_suffix(".json"), json.dumps(sidecar, indent=1) + "\n")
 
 
