@@ -1,7 +1,7 @@
-"""The findings of a study: ``findings.md``, ``findings.html``, its figures, and the table on the terminal.
+"""The findings of a study: ``findings.md``, ``findings.html`` and figures; and several studies side by side.
 
-    from study.report import print_comparison, write_report
-    print_comparison(write_report(StudyFolder(path), config))
+    python study/report.py quick-1a2b3c4d                     # write the findings again
+    python study/report.py quick-1a2b3c4d factory-5e6f7a8b    # side by side: comparison.md, .html and .png
 
 Everything is read from the study folder; a partial study gives a report that says what is missing. Files are replaced
 whole, so a crash leaves the report of before. A figure that cannot be drawn is left out and named, never fatal.
@@ -9,25 +9,31 @@ whole, so a crash leaves the report of before. A figure that cannot be drawn is 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
-import shutil
 import sys
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn
 
-from study import findings, health, plots, search_plots
-from study.confirm import FIRST_SEED
-from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
-from study.folder import StudyFolder
-from study.runs import Run, elapsed_s
-from study.summary import Summary, summarise, text_of
-from study.tables import confirmed_table, paired_table, search_table, unconfirmed
-from trainables.files import write_atomically
-from trainables.settings import to_dict
+ROOT = Path(__file__).resolve().parents[1]
+if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "study":
+    sys.path[0] = str(ROOT)  # run as a script: the project's packages lie one folder up
+
+from study import findings, health, plots, search_plots  # noqa: E402
+from study.confirm import FIRST_SEED  # noqa: E402
+from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page  # noqa: E402
+from study.folder import StudyFolder  # noqa: E402
+from study.limits import FROZEN  # noqa: E402
+from study.outlet import outlet  # noqa: E402
+from study.runs import Run, elapsed_s  # noqa: E402
+from study.summary import Summary, summarise, text_of  # noqa: E402
+from study.tables import confirmed_table, paired_table, search_table  # noqa: E402
+from trainables.errors import UserError  # noqa: E402
+from trainables.files import write_atomically  # noqa: E402
+from trainables.settings import to_dict  # noqa: E402
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
@@ -233,65 +239,84 @@ def _provenance(summary: Summary) -> list[Block]:
     ]
 
 
-# -- the terminal -----------------------------------------------------------------------------------------------------
+# -- the command ------------------------------------------------------------------------------------------------------
 
 
-def print_comparison(summary: Summary, *, file: TextIO | None = None, width: int | None = None) -> None:
-    """Print the comparison on held-out machines, then the selection numbers, fitting ``width`` columns."""
-    out = file or sys.stdout
-    width = width or shutil.get_terminal_size((100, 24)).columns
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
 
-    def say(text: str) -> None:
-        print(textwrap.fill(text, max(width or 0, 40)), file=out)
-
-    if summary.confirmed:
-        names = ", ".join(summary.machines)
-        say(f"{summary.held_out.capitalize()} ({names}): official score in points, 95% intervals")
-        _print_table(_two_lines(confirmed_table(summary)), out, width)
-        if left_out := unconfirmed(summary):
-            say(left_out)
-    else:
-        say("Nothing was scored on held-out machines: no results, only the numbers of the search.")
-    print(file=out)
-    say("Search machines, for selection only: these numbers chose the best trial and flatter it")
-    table = search_table(summary)
-    cells = [row[:-1] for row in (table.header, *table.rows)]  # which run it was is in the report
-    _print_table([[(cell, "") for cell in row] for row in cells], out, width)
-    for note in (*(note for note in table.notes if note.startswith("*")), *summary.notes):
-        say(note)
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
-def _two_lines(table: Table) -> list[list[tuple[str, str]]]:
-    """Header and rows with each ``mean [low, high]`` split over two lines."""
-    rows = []
-    for row in (table.header, *table.rows):
-        cells = []
-        for cell in row:
-            mean, bracket, inside = cell.partition(" [")
-            low_high = inside.rstrip("]").replace(", ", "..")
-            cells.append((mean, low_high if low_high != "no interval" else "") if bracket else (cell, ""))
-        rows.append(cells)
-    return rows
+def parser() -> argparse.ArgumentParser:
+    """The options of ``study/report.py``."""
+    made = _Parser(
+        prog="study/report.py",
+        description="Write the findings of a study again, or put several studies side by side. Studies that were not "
+        "measured alike (corpus, split, grid, back end, frozen teacher) are shown in groups and not ranked.",
+        epilog="exit codes: 0 written, 2 the command was refused",
+        allow_abbrev=False,
+    )
+    made.add_argument("studies", nargs="+", metavar="STUDY", help="a study's name, or its folder")
+    made.add_argument("--storage", metavar="DIR", help="where studies lie (default: as for study/run.py)")
+    made.add_argument(
+        "--output", metavar="DIR", help="where a comparison goes (default: comparison in the storage folder)"
+    )
+    return made
 
 
-def _print_table(rows: list[list[tuple[str, str]]], out: TextIO, width: int) -> None:
-    """Columns that do not fit go into a further block under the same row names."""
-    sizes = [max(len(line) for row in rows for line in row[i]) for i in range(len(rows[0]))]
-    start = 1
-    while start < len(sizes):
-        end, used = start, sizes[0]
-        while end < len(sizes) and (end == start or used + 2 + sizes[end] <= width):
-            used += 2 + sizes[end]
-            end += 1
-        for number, row in enumerate(rows):
-            for line in range(2):
-                cells = [row[0][line].ljust(sizes[0])] + [
-                    row[i][line].rjust(sizes[i]) for i in range(start, end)
-                ]
-                if any(cell.strip() for cell in cells):
-                    print("  ".join(cells).rstrip(), file=out)
-            if number == 0:
-                print("-" * used, file=out)
-        start = end
-        if start < len(sizes):
-            print(file=out)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """One study: write its report. Several: compare them. Returns the exit code."""
+    from study.command import storage_folder
+    from study.terminal import print_comparison, print_groups
+
+    try:
+        given = parser().parse_args(arguments)
+        storage = storage_folder(given.storage)
+        opened = [open_one(name, storage) for name in dict.fromkeys(given.studies)]
+        if len(opened) == 1:
+            config, folder = opened[0]
+            if config.system == FROZEN:
+                from study import probe_report
+
+                found = probe_report.write_report(folder, config)
+                probe_report.print_ranking(found)
+            else:
+                print_comparison(write_report(folder, config))
+            print(f"\nfindings   {folder.path / 'findings.md'}")
+            return 0
+        from study import compare
+
+        for config, _ in opened:
+            if config.system == FROZEN:
+                raise UserError(
+                    f"{config.name}: a probe trains nothing and has no findings to set beside others"
+                )
+        summaries = [summarise(folder, config) for config, folder in opened]
+        groups, files = compare.write(summaries, Path(given.output or storage / "comparison").absolute())
+        print_groups(groups)
+        print(f"\ncomparison {files[0]}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def open_one(name: str, storage: Path) -> tuple[StudyConfig, StudyFolder]:
+    """A study by its name in ``storage`` or by its folder. Raises UserError listing the studies there are."""
+    from study.score import open_study
+
+    path = Path(name)
+    if "/" in name:
+        storage, name = path.absolute().parent, path.name
+    try:
+        return open_study(name, storage)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--study ")) from None
+
+
+if __name__ == "__main__":
+    with outlet():
+        code = main()
+    sys.exit(code)

@@ -147,9 +147,10 @@ def introduction(recorded: Recorded, unlike: list[str]) -> str:
     ended = {"finished": "finished", "stopped": "was stopped early", "failed": "failed"}.get(
         recorded.state, recorded.state
     )
+    planned = job["trial"].get("training", {}).get("epochs", "?")
     lines = [
         f"{job['id']} of the study {facts.get('study', '?')}: {job.get('label') or job['role']}; it {ended} after "
-        f"epoch {recorded.epoch} of {job['trial'].get('training', {}).get('epochs', '?')}"
+        f"epoch {recorded.epoch}" + ("" if recorded.state == "finished" else f" of {planned}")
     ]
     if unlike:
         lines += [

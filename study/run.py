@@ -203,7 +203,8 @@ def report(command: Command, folder: StudyFolder, tracker: Any) -> None:
         print(flush=True)
         probe_report.print_ranking(found)
         return
-    from study.report import print_comparison, write_report
+    from study.report import write_report
+    from study.terminal import print_comparison
 
     summary = write_report(folder, command.config)
     tracker.log_artifacts(summary.files)

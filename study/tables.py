@@ -61,7 +61,7 @@ def confirmed_table(summary: Summary) -> Table:
             strong = len(rows)
         values = [points(e) if (e := method.scores.get(key)) else "-" for key in names]
         seeds = f"{len(method.seeds)}/{summary.config.confirm.seeds}"
-        rows.append((title_of(summary, method), *values, *([_gap_cell(method)] if oracle else []), seeds))
+        rows.append((title_of(summary, method), *values, *([gap_cell(method)] if oracle else []), seeds))
     header = ("held-out", *names.values(), *(["gap closed"] if oracle else []), "seeds")
     scored = f"{summary.held_out.capitalize()} ({', '.join(summary.machines)}). {intervals(summary)}"
     gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR."
@@ -76,7 +76,7 @@ def unconfirmed(summary: Summary) -> str:
     return f"Not confirmed: {', '.join(names)}; confirm.recipes says which recipes are." if names else ""
 
 
-def _gap_cell(method: Method) -> str:
+def gap_cell(method: Method) -> str:
     return {"teacher": "0%", "oracle": "100%"}.get(method.who) or percent(method.gap)
 
 

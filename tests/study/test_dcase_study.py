@@ -15,8 +15,9 @@ import pytest
 from study import run as command
 from study.confirm import confirm_jobs
 from study.progress import Progress
-from study.report import document, markdown, print_comparison
+from study.report import document, markdown
 from study.search import build_job
+from study.terminal import print_comparison
 from tests.study.conftest import TinyStudy, cleaned_up
 from tests.study.test_report import Maker, make
 from tests.trainables.data.dcase_layouts import Layout
