@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+import search_spaces
 from study import cluster, resources
 from study.config import StudyConfig, validate
 from study.tracking_uri import check, redact
@@ -31,6 +32,7 @@ from trainables.settings import CorpusConfig, EncoderConfig, to_dict
 
 SPARE_BYTES = 500 << 20  # for checkpoints, records, plots, the tracking database and Ray's logs
 FEATURES_PER_S = 16_000  # of the raw wave; no encoder here makes larger features
+TINY_EMBEDDING, TINY_TOKENS_PER_S = 768, 2400  # values that the built-in encoder makes of a clip, at most
 ENCODER_CHECK = """
 import json, sys
 from pathlib import Path
@@ -43,7 +45,12 @@ try:
     loaded.check_clips(build(CorpusConfig, corpus))
 except UserError as error:
     sys.exit(f"refused: {error}")
-print(json.dumps([loaded.backbone.num_layers, loaded.backbone.num_bands, loaded.backbone.source]))
+import torch
+with torch.no_grad():
+    rate = loaded.backbone.sample_rate_hz
+    tokens = loaded.tokens(loaded.features(torch.zeros(1, round(corpus["clip_s"] * rate)))).numel()
+backbone = loaded.backbone
+print(json.dumps([backbone.num_layers, backbone.num_bands, backbone.source, loaded.embedding_size, tokens]))
 """
 
 
@@ -89,7 +96,10 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
     feature_bytes = 4 * FEATURES_PER_S * config.corpus.clip_s * num_mixtures
     needed = corpus_bytes + min(feature_bytes, config.scoring.feature_cache_gb * 1e9) + SPARE_BYTES
     check_room(storage, needed)
-    weights = check_encoder(config.encoder, config.corpus, storage / "cache" if storage.is_dir() else None)
+    cache_dir = storage / "cache" if storage.is_dir() else None
+    weights = check_encoder(config.encoder, config.corpus, cache_dir)
+    needed += target_bytes(config, cache_dir) * sum(map(len, corpus.training()))
+    check_room(storage, needed)
     if dry_run and cluster.attaches():
         with cluster.attach_or_start(config.slots, storage) as connected:
             room = connected.text
@@ -189,9 +199,7 @@ def check_corpus(corpus: Corpus, config: StudyConfig) -> tuple[list[str], int]:
     """
     from trainables.scoring.grid import KINDS, make_plan
 
-    machines = corpus.select(role="machine", split="train", label="normal", name=corpus.roles.train)
-    machines = corpus.visible(machines, "search")
-    noises = corpus.select(role="noise", split="train")
+    machines, noises = corpus.training()
     where = f"corpus.kind = {config.corpus.kind!r}"
     if not len(machines) or not len(noises):
         lacking = "normal machine clips" if not len(machines) else "noise clips"
@@ -222,7 +230,7 @@ def check_encoder(config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path |
     Returns:
         Which weights these are, if the encoder says so.
     """
-    if config.name == "tiny" and config.checkpoint is None and config.layer == 0:
+    if _built_in(config):
         return ""
     if config.checkpoint is not None and not Path(config.checkpoint).is_file():
         raise UserError(
@@ -232,15 +240,32 @@ def check_encoder(config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path |
     return _loaded(config, corpus, cache_dir)[2]
 
 
+def _built_in(config: EncoderConfig) -> bool:
+    return config.name == "tiny" and config.checkpoint is None and config.layer == 0
+
+
+def target_bytes(config: StudyConfig, cache_dir: Path | None = None) -> float:
+    """Bytes of the teacher's targets for each clip that trains: its embedding, and its tokens where a trial may align
+    them. Raises as ``check_encoder``."""
+    if _built_in(config.encoder):
+        embedding, tokens = TINY_EMBEDDING, TINY_TOKENS_PER_S * config.corpus.clip_s
+    else:
+        _, _, _, embedding, tokens = _loaded(config.encoder, config.corpus, cache_dir)
+    aligns_tokens = "align_level" in search_spaces.load(config.system).AXES
+    return 4 * (embedding + tokens * aligns_tokens)
+
+
 def encoder_layout(config: EncoderConfig, corpus: CorpusConfig) -> tuple[int, int]:
     """Numbers of layers and of frequency bands of the encoder, which is loaded for it. Raises as ``check_encoder``."""
-    num_layers, num_bands, _ = _loaded(config, corpus, None)
-    return num_layers, num_bands
+    return _loaded(config, corpus, None)[:2]
 
 
 @lru_cache(maxsize=4)
-def _loaded(config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path | None) -> tuple[int, int, str]:
-    """Numbers of layers and of frequency bands of the encoder, and which weights these are.
+def _loaded(
+    config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path | None
+) -> tuple[int, int, str, int, int]:
+    """Numbers of layers and of frequency bands of the encoder, which weights these are, and how many values a clip's
+    embedding and its tokens have.
 
     That is tried in a process of its own: loading needs PyTorch, which costs seconds and memory that the process
     that drives a study shall not pay.
@@ -266,5 +291,5 @@ def _loaded(config: EncoderConfig, corpus: CorpusConfig, cache_dir: Path | None)
         raise UserError(
             f"encoder.name = {config.name!r}: cannot be loaded ({last}); run 'make env', then again"
         )
-    num_layers, num_bands, source = json.loads(done.stdout.splitlines()[-1])
-    return num_layers, num_bands, source
+    num_layers, num_bands, source, embedding, tokens = json.loads(done.stdout.splitlines()[-1])
+    return num_layers, num_bands, source, embedding, tokens

@@ -167,11 +167,7 @@ class _Maker:
     ) -> None:
         self.corpus, self.plan, self.encoder, self.device = corpus, plan, encoder, device
         self.batch, self.oracle_lambda = clips_at_once(trial), trial.scoring.oracle_lambda
-        clips = corpus.select(
-            role="machine", split=("train", "supplemental"), label="normal", name=corpus.roles.train
-        )
-        self.machines = corpus.visible(clips, "search")
-        self.noises = corpus.select(role="noise", split="train")
+        self.machines, self.noises = corpus.training()
         if not len(self.machines) or not len(self.noises):
             lacking = "normal machine clips" if not len(self.machines) else "noise clips"
             raise UserError(

@@ -14,7 +14,7 @@ import pytest
 
 from study import preflight as module
 from study.config import StudyConfig, resolve
-from study.preflight import check_corpus, check_encoder, check_folder, check_room, preflight
+from study.preflight import check_corpus, check_encoder, check_folder, check_room, preflight, target_bytes
 from trainables.data.corpus import Clip, Corpus, MachineRoles
 from trainables.encoders.encoder import load_encoder
 from trainables.encoders.tiny import Tiny, TinyShape, save_tiny
@@ -102,7 +102,8 @@ def test_cheap_checks_come_first(
             module, name, lambda *a, _real=real, _name=name: (order.append(_name), _real(*a))[1]
         )
     preflight(config, tmp_path, uri(tmp_path))
-    assert order == ["check_folder", "check", "open_source", "check_corpus", "check_room", "check_encoder"]
+    before = ["check_folder", "check", "open_source", "check_corpus", "check_room", "check_encoder"]
+    assert order == [*before, "check_room"]  # with the targets, whose size the encoder tells
 
 
 # -- the folder -----------------------------------------------------------------------------------------------
@@ -229,6 +230,20 @@ def test_whose_weights_they_are_is_told_and_they_are_converted_once(tmp_path: Pa
     said = check_encoder(config, CorpusConfig(), tmp_path / "cache")
     assert said == f"own.pt, 1 layers of 64, SHA-256 {content_digest(tmp_path / 'own.pt')}"
     assert len(list((tmp_path / "cache").glob("beats-*.safetensors"))) == 1
+    study = StudyConfig(encoder=config, corpus=CorpusConfig(clip_s=2.0))
+    tokens = 12 * 8 * 64  # patches of 16 frames of 10 ms, bands, width
+    assert target_bytes(study) == 4 * (8 * 64 + tokens)
+    assert target_bytes(dataclasses.replace(study, system="identify")) == 4 * 8 * 64
+
+
+def test_the_built_in_encoders_targets_are_no_larger_than_counted() -> None:
+    import torch
+
+    encoder = load_encoder(EncoderConfig())
+    for clip_s in (0.5, 2.0, 10.0):
+        tokens = encoder.tokens(encoder.features(torch.zeros(1, round(16_000 * clip_s))))
+        counted = target_bytes(StudyConfig(corpus=CorpusConfig(clip_s=clip_s)))
+        assert 0.5 * counted < 4 * (tokens.numel() + encoder.embedding_size) <= counted
 
 
 def test_the_built_in_encoder_hears_the_shortest_clip_that_is_allowed() -> None:

@@ -129,6 +129,13 @@ class Corpus:
         """Drop from ``index`` the clips that ``split`` may not see (``MachineRoles.sees``)."""
         return np.array([i for i in index if self.roles.sees(self.clips[i], split)], int)
 
+    def training(self) -> tuple[np.ndarray, np.ndarray]:
+        """Clips that students train on: normal sounds of machines, and noise. Either may be none."""
+        machines = self.select(
+            role="machine", split=("train", "supplemental"), label="normal", name=self.roles.train
+        )
+        return self.visible(machines, "search"), self.select(role="noise", split="train")
+
 
 def open_source(config: CorpusConfig, cache_dir: Path | None = None) -> Source:
     """The source that ``config`` names; ``cache_dir`` lets it remember what it has read of unchanged files.
