@@ -31,6 +31,20 @@ class Range:
     words: str
     log: bool = False
 
+    @property
+    def allowed(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+    @property
+    def example(self) -> float:
+        return self.low
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether the search could draw ``value``."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high
+
     def suggest(self, trial: Trial, name: str) -> float:
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
@@ -41,6 +55,18 @@ class Options:
 
     options: tuple[str, ...] | tuple[int, ...]
     words: str
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join(map(str, self.options))
+
+    @property
+    def example(self) -> str | int:
+        return self.options[0]
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether the search could draw ``value``."""
+        return value in self.options
 
     def suggest(self, trial: Trial, name: str) -> str | int:
         value: str | int = trial.suggest_categorical(name, self.options)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import search_spaces
+from search_spaces.joint import SYSTEM
 from study.limits import check_limits
 from trainables.errors import UserError
 from trainables.scoring.evaluation import Evaluation, evaluation
@@ -43,7 +44,8 @@ class SearchConfig:
     """How the space is searched. ``recipes`` are the published settings tried first; they count as trials.
 
     A trial is stopped early when it is not among the best ``1 / reduction_factor`` of those that got as far, but
-    never before ``grace_epochs``. ``startup_trials`` are drawn at random before TPE has something to learn from.
+    never before ``grace_epochs``. ``startup_trials`` of each system are drawn at random before TPE has something to
+    learn from. ``fixed`` values are not searched: every trial but the recipes has them.
     """
 
     trials: int = 12
@@ -53,6 +55,7 @@ class SearchConfig:
     grace_epochs: int = 2
     reduction_factor: int = 3
     recipes: tuple[str, ...] = ("paper", "alignment", "tagging", "denoising")
+    fixed: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class SlotsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmConfig:
-    """``finalists`` of the search and ``recipes``, each trained with ``seeds`` seeds; 0 seeds confirms nothing."""
+    """``finalists`` of each system's search and ``recipes``, all trained with ``seeds`` seeds; 0 confirms nothing."""
 
     seeds: int = 3
     finalists: int = 1
@@ -89,7 +92,10 @@ class YardstickConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """One study, complete. ``name`` and ``preset`` are labels: they change no result."""
+    """One study, complete. ``name`` and ``preset`` are labels: they change no result.
+
+    ``system`` is one, or several between commas, which are searched together.
+    """
 
     name: str = ""
     preset: str = ""
@@ -108,11 +114,17 @@ class StudyConfig:
         """What its students are scored on, and beside which references."""
         return evaluation(self.corpus.year, self.scoring.bands_db)
 
+    @property
+    def num_finalists(self) -> int:
+        """How many settings of the search are confirmed at most."""
+        return self.confirm.finalists * len(search_spaces.systems_of(self.system))
+
     def trial(self, params: Mapping[str, Scalar], *, seed: int, split: str = "search") -> TrialConfig:
-        """What one trial of this study trains and scores."""
+        """What one trial of this study trains and scores. In a study of several systems ``params`` name theirs."""
+        values = dict(params)
         return TrialConfig(
-            system=self.system,
-            params=dict(params),
+            system=str(values.pop(SYSTEM, self.system)),
+            params=values,
             seed=seed,
             split=split,
             corpus=self.corpus,
@@ -211,6 +223,8 @@ def resolve(
         _assign(changes, "search.trials", str(trials))
     if name is not None:
         changes["name"] = name
+    if "system" in changes:
+        changes["system"] = ",".join(search_spaces.systems_of(changes["system"])) or changes["system"]
     if changes.get("system", preset.system) != preset.system:
         changes = _merge(_recipes_of(changes["system"], preset), changes)
     config = build(StudyConfig, _absolute(_merge(to_dict(preset), changes)))
@@ -227,11 +241,11 @@ def resolve(
 
 def _recipes_of(system: str, preset: StudyConfig) -> dict[str, Any]:
     """A preset names recipes of its own system: another system's are all tried, and confirmed as the preset would."""
-    if system not in search_spaces.SYSTEMS:
+    if not set(search_spaces.systems_of(system)) <= set(search_spaces.SYSTEMS):
         return {}  # refused with the rest
-    space = search_spaces.load(system)
-    confirmed = list(space.RECIPES) if len(preset.confirm.recipes) > 1 else [space.PAPER]
-    return {"search": {"recipes": list(space.RECIPES)}, "confirm": {"recipes": confirmed}}
+    recipes = list(search_spaces.load(system).RECIPES)
+    confirmed = recipes if len(preset.confirm.recipes) > 1 else search_spaces.papers(system)
+    return {"search": {"recipes": recipes}, "confirm": {"recipes": confirmed}}
 
 
 def _absolute(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
+from search_spaces.joint import SYSTEM
 from study.folder import StudyFolder
 from study.search import ENTRY, build_job, label_of
 from trainables.errors import UserError
@@ -36,7 +37,8 @@ FIRST_SEED = 1000  # confirmation draws what no search trial has drawn
 class Finalist:
     """A search trial that is confirmed.
 
-    name: ``best``, ``best2``, ... by rank. who: the group its jobs carry (``c-<who>-s<seed>``): its name, or the
+    name: ``best``, ``best2``, ... by rank; where several systems are searched the best of the others is ``best-adapt``,
+    and so on. who: the group its jobs carry (``c-<who>-s<seed>``): its name, or the
     recipe it is. baseline: that recipe's name, else None. official: its score on the search machines, in points.
     """
 
@@ -64,20 +66,21 @@ def ranking(folder: StudyFolder) -> list[tuple[float, Job]]:
 
 
 def finalists(config: StudyConfig, folder: StudyFolder) -> list[Finalist]:
-    """The ``confirm.finalists`` best search trials, settings that repeat a better one left out.
+    """The ``confirm.finalists`` best search trials of each system, settings that repeat a better one left out.
 
     A published recipe that ranks among them is one of them, under its own name.
     """
     recipes = {name: dict(params) for name, params in search_spaces.load(config.system).RECIPES.items()}
     chosen: list[Finalist] = []
     for official, job in ranking(folder):
-        if len(chosen) >= config.confirm.finalists:
-            break
         params = dict(job["params"])
-        if any(params == f.params for f in chosen):
+        system = params.get(SYSTEM)
+        before = sum(f.params.get(SYSTEM) == system for f in chosen)
+        if before >= config.confirm.finalists or any(params == f.params for f in chosen):
             continue
         baseline = job["baseline"] or next((name for name, known in recipes.items() if known == params), None)
-        name = "best" if not chosen else f"best{len(chosen) + 1}"
+        name = f"best{before + 1 if before else ''}"
+        name = f"{name}-{system}" if system and chosen else name
         who = baseline or name
         chosen.append(
             Finalist(

@@ -28,7 +28,7 @@ def dry_run(command: Command) -> int:
     checked = preflight(config, command.storage, command.tracking_uri, dry_run=True)
     num_references, beside = len(config.evaluation.references), config.yardstick
     confirmed = config.confirm.seeds * (
-        num_references + beside.confirm + config.confirm.finalists + len(config.confirm.recipes)
+        num_references + beside.confirm + config.num_finalists + len(config.confirm.recipes)
     )
     print(f"study {config.name} (dry run: nothing is started)")
     print(f"runs on    {place()}")
@@ -100,7 +100,7 @@ def sampled_branches(system: Any, seed: int) -> Iterator[tuple[str, dict[str, An
     for _ in range(MOST_DRAWS):
         params = dict(system.space(study.ask()))
         for branch in wanted:
-            if params[branch[0]] == branch[1]:
+            if params.get(branch[0]) == branch[1]:
                 found.setdefault(branch, params)
         if len(found) == len(wanted):
             break

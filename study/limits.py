@@ -110,9 +110,11 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
     from trainables.scoring.backends import backends
 
     corpus, training, search, slots = config.corpus, config.training, config.search, config.slots
-    if config.system not in (*search_spaces.SYSTEMS, FROZEN):
-        allowed = ", ".join((*search_spaces.SYSTEMS, FROZEN))
-        yield refusal("system", config.system, f"allowed: {allowed}", "system", search_spaces.SYSTEMS[0])
+    systems = search_spaces.systems_of(config.system)
+    if config.system != FROZEN and not (systems and set(systems) <= set(search_spaces.SYSTEMS)):
+        several = f"[{','.join(search_spaces.SYSTEMS)}]"
+        why = f"allowed: {', '.join((*search_spaces.SYSTEMS, FROZEN))}, or several to search across them: {several}"
+        yield refusal("system", config.system, why, "system", "retain")
     if corpus.kind == "stems" and not corpus.manifest:
         yield refusal(
             "corpus.manifest",
@@ -174,11 +176,30 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
             why = "system = 'frozen' trains nothing, so it has no recipes"
             yield refusal("search.recipes", list(search.recipes), why, "search.recipes", [])
         return
+    yield from _fixed_misfits(config)
     recipes = search_spaces.load(config.system).RECIPES
     for key, chosen in (("search.recipes", search.recipes), ("confirm.recipes", config.confirm.recipes)):
         if len(set(chosen)) != len(chosen) or not set(chosen) <= set(recipes):
             why = f"allowed are, each once: {', '.join(recipes)}"
             yield refusal(key, list(chosen), why, key, next(iter(recipes)))
+
+
+def _fixed_misfits(config: StudyConfig) -> Iterator[UserError]:
+    import search_spaces
+
+    spaces = [search_spaces.load(system) for system in search_spaces.systems_of(config.system)]
+    for name, value in config.search.fixed.items():
+        axes = [space.AXES[name] for space in spaces if name in space.AXES]
+        known = sorted({known for space in spaces for known in space.AXES})
+        if not axes:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            fix = next(space.AXES[near] for space in spaces if near in space.AXES).example
+            why = f"{config.system} does not search it; allowed are {', '.join(known)}"
+            yield refusal(f"search.fixed.{name}", value, why, f"search.fixed.{near}", fix)
+        for axis in axes:
+            if not axis.holds(value):
+                why = f"allowed is what is searched: {axis.allowed}"
+                yield refusal(f"search.fixed.{name}", value, why, f"search.fixed.{name}", axis.example)
 
 
 def _band_misfits(config: StudyConfig) -> Iterator[UserError]:

@@ -160,6 +160,7 @@ def search_and_report(
     corpus: Background | None = None,
 ) -> int:
     """Everything that needs Ray, unless there is no ``corpus`` to train on, then the findings."""
+    from search_spaces import systems_of
     from study.agenda import StudyFailed
     from study.tracking import Tracker
 
@@ -168,7 +169,7 @@ def search_and_report(
         importlib.import_module("study.tuning")  # heavy, and the tracker's thread imports as well
     patience_s = TRACKING_PATIENCE_S if corpus else 0.0
     tracker = Tracker(command.tracking_uri, config.name, folder, patience_s=patience_s)
-    what = f"{config.search.trials} trials of {config.system}"
+    what = f"{config.search.trials} trials of {' and '.join(systems_of(config.system))}"
     if config.system == FROZEN:
         what = f"Every layer, pooling and back end of the frozen encoder {config.encoder.name}"
     tracker.start(study, f"{what} on {config.corpus.kind}.")
@@ -300,7 +301,7 @@ def expected_jobs(config: StudyConfig) -> dict[str, int]:
         "frozen baseline": len(references),
         "trial": config.search.trials,
         "frozen confirm": confirm.seeds * len(references),
-        "confirm": confirm.seeds * (len(confirm.recipes) + confirm.finalists),
+        "confirm": confirm.seeds * (len(confirm.recipes) + config.num_finalists),
         **{kind: number for kind, number in beside.items() if number},
     }
 

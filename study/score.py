@@ -210,7 +210,8 @@ def open_student(config: StudyConfig, folder: StudyFolder, cache_dir: Path) -> t
     from study.confirm import student_path
     from trainables.checkpoint import load_checkpoint
     from trainables.encoders.encoder import load_encoder
-    from trainables.loop import SYSTEMS, pick_device
+    from trainables.loop import pick_device
+    from trainables.system import find_systems
 
     path = student_path(config, folder)
     if path is None:
@@ -226,7 +227,7 @@ def open_student(config: StudyConfig, folder: StudyFolder, cache_dir: Path) -> t
     params = (folder.job(job_id) or {"params": {}})["params"]
     try:
         encoder = load_encoder(config.encoder, cache_dir)
-        student = SYSTEMS[config.system].student(encoder, params, weights)
+        student = find_systems()[config.system].student(encoder, params, weights)
     except ValueError:
         raise UserError(f"{path}: holds no sound checkpoint of this study's encoder; put it back") from None
     return student.to(pick_device("auto")).eval(), job_id

@@ -1,10 +1,10 @@
 """The search of one study: what Optuna proposes, what becomes of it, and how both survive a crash.
 
 ``Search`` owns the Optuna study, in the study's folder or in a database (``trial_store.py``). The published recipes
-are its first trials, the sampler proposes the others, and each trial ends exactly once: COMPLETE with its last
-``official``, PRUNED when it was stopped early (its values stay intermediate ones, from which TPE learns), or
-FAIL with the reason. A trial is a job ``t<number>`` in the study folder, and ``result.json`` is written
-before Optuna is told.
+are its first trials, the sampler proposes the others (several systems take turns), and each trial ends exactly once:
+COMPLETE with its last ``official``, PRUNED when it was stopped early (its values stay
+intermediate ones, from which TPE learns), or FAIL with the reason. A trial is a job ``t<number>`` in the study folder,
+and ``result.json`` is written before Optuna is told.
 
 When the process dies, opening the search again tells Optuna what the folder already knows and hands out
 interrupted trials first, under the same name and with the same parameters. The caller holds the study's lock:
@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces import load, systems_of
+from search_spaces.joint import SYSTEM, named
 from study.folder import StudyFolder
 from study.trial_store import open_store
 from trainables.errors import UserError
@@ -76,6 +78,7 @@ def build_job(
 def label_of(params: Mapping[str, Scalar]) -> str:
     """The parameters in a few words: ``snr_sigmoid, uniform, dwa``."""
     kinds = [str(value) for name, value in params.items() if name.endswith("_kind")]
+    kinds = [str(params[SYSTEM]), *kinds] if SYSTEM in params else kinds
     return ", ".join(
         kinds or [f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()]
     )
@@ -141,6 +144,7 @@ class Search:
             if job := self._job(self._interrupted.pop(0)):
                 return job
         while self._num_started < self.config.search.trials:
+            self._enqueue_given()
             trial = self.study.ask()
             self._num_started += 1
             job_id = f"t{trial.number:04d}"
@@ -148,6 +152,25 @@ class Search:
             if job := self._job(job_id):
                 return job
         return None
+
+    def _enqueue_given(self) -> None:
+        """Give the next trial what is not left to the sampler: its system and values that are fixed.
+
+        Several systems take turns, so that the best of each was searched as long.
+        """
+        import optuna
+
+        systems, trials = systems_of(self.config.system), self.study.get_trials(deepcopy=False)
+        fixed = self.config.search.fixed
+        if (len(systems) == 1 and not fixed) or any(
+            t.state == optuna.trial.TrialState.WAITING for t in trials
+        ):
+            return
+        given: dict[str, Scalar] = {}
+        if len(systems) > 1:
+            given = {SYSTEM: systems[len(trials) % len(systems)]}
+        axes = load(str(given.get(SYSTEM, self.config.system))).AXES
+        self.study.enqueue_trial(named(given | {k: v for k, v in fixed.items() if k in axes}))
 
     @property
     def over(self) -> bool:
@@ -208,7 +231,8 @@ class Search:
         seed = int(digest([self.config.search.seed, number], 8), 16)
         if self.config.search.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.config.search.startup_trials)
+        startup = self.config.search.startup_trials * len(systems_of(self.config.system))
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
     # -- telling --------------------------------------------------------------------------------------------
 
@@ -247,7 +271,7 @@ class Search:
         present = {trial.user_attrs.get("baseline") for trial in trials}
         for name in self.config.search.recipes:
             if name not in present:
-                self.study.enqueue_trial(dict(self._recipes[name]), user_attrs={"baseline": name})
+                self.study.enqueue_trial(named(self._recipes[name]), user_attrs={"baseline": name})
 
     def _recover(self) -> None:
         """Bring Optuna up to what the folder knows; trials that were running are interrupted now."""

@@ -24,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from trainables.adapt import Adapt
 from trainables.autoencoder import autoencoder_record
 from trainables.cache import Materials, clips_at_once, mixture_features, prepare
 from trainables.checkpoint import (
@@ -37,16 +36,14 @@ from trainables.checkpoint import (
 )
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import TrialFailed, UserError
-from trainables.identify import BACKEND, Identify
+from trainables.identify import BACKEND
 from trainables.loss_weighting import loss_weighting
 from trainables.params import Number
-from trainables.retain import Retain
 from trainables.scoring.backends import backends
 from trainables.scoring.grid import Row, gap_metric, score_plan, summarise
 from trainables.settings import TrialConfig, check_limits
-from trainables.system import System
+from trainables.system import System, find_systems
 
-SYSTEMS: dict[str, type[System]] = {"retain": Retain, "adapt": Adapt, "identify": Identify}
 AUTOENCODER = "autoencoder"  # the challenge's baseline: its own detector, and no student
 CLIP_NORM = 1.0  # largest norm of a step's gradient
 LEARNING_RATE = Number(0, 1, above=True)
@@ -127,7 +124,7 @@ def check_trial(trial: TrialConfig, world: int = 1) -> None:
         UserError: a system, precision, back end or device that does not exist, or a number out of its range.
     """
     check_limits(trial)
-    known = (*SYSTEMS, "frozen", AUTOENCODER)
+    known = (*find_systems(), "frozen", AUTOENCODER)
     if trial.system not in known:
         raise UserError(f"system = {trial.system!r}: allowed are {', '.join(known)}")
     if trial.scoring.backend not in backends():
@@ -136,7 +133,7 @@ def check_trial(trial: TrialConfig, world: int = 1) -> None:
         raise UserError(
             f"training.batch_size = {trial.training.batch_size}: {world} workers need a multiple of {world}"
         )
-    if trial.system in SYSTEMS:
+    if trial.system in find_systems():
         LEARNING_RATE.read("learning_rate", trial.params.get("learning_rate"))
 
 
@@ -197,7 +194,7 @@ class _Run:
         torch.manual_seed(trial.seed)
         encoder = load_encoder(trial.encoder, materials.folder)
         encoder.tune(device, compiled=trial.training.compile, recompute=trial.training.checkpointing)
-        self.system = SYSTEMS[trial.system](encoder, materials, trial).to(device)
+        self.system = find_systems()[trial.system](encoder, materials, trial).to(device)
         self.reads_cache = self.system.encoder is encoder  # whose features of the mixtures are kept
         # beside the model and outside DDP: it agrees with the other ranks by itself
         self.weighting = loss_weighting(trial.params, self.system.losses).to(device)

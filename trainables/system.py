@@ -1,14 +1,17 @@
 """What a system is: the part of a trial that differs from one published method to the next.
 
 The loop makes one from (encoder, materials, trial), trains whatever of it requires a gradient, scores what ``embed``
-gives, and saves what it trained. A new system is a module with a subclass of ``System``, its name in ``SYSTEMS`` of
-``trainables/loop.py``, and a search space of the same name.
+gives, and saves what it trained. A new system is a module of this package with a subclass of ``System``, and a search
+space of the same name; both are found by being there.
 
 Shape legend: B batch, F frames, M mel bins, E embedding.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+import trainables
 from trainables.draws import Draw
 from trainables.scoring.grid import Row
 from trainables.settings import Scalar
@@ -71,3 +75,18 @@ class Student(nn.Module):
         """Embedding [B, E], as ``System.embed``."""
         emb_BE: Tensor = self.encoder.pool(self.encoder.tokens(feature_BFM))
         return emb_BE
+
+
+@functools.cache
+def find_systems() -> dict[str, type[System]]:
+    """Every system by the name of its module: the subclass of ``System`` that a module of this package defines."""
+    found: dict[str, type[System]] = {}
+    for info in pkgutil.iter_modules(trainables.__path__):
+        if info.ispkg:
+            continue
+        module = importlib.import_module(f"trainables.{info.name}")
+        for value in vars(module).values():
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and issubclass(value, System) and value is not System:
+                found[info.name] = value
+    return found

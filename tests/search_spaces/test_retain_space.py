@@ -163,5 +163,5 @@ def test_the_space_needs_neither_torch_nor_optuna():
 
 def test_load():
     assert search_spaces.load("retain").PAPER in search_spaces.load("retain").RECIPES
-    with pytest.raises(UserError, match="system = 'retian': allowed are retain"):
+    with pytest.raises(UserError, match="system = 'retian': allowed are adapt, identify, retain"):
         search_spaces.load("retian")

@@ -17,9 +17,11 @@ import torch
 from search_spaces import load
 from trainables import loop, loss_weighting, snr_curricula
 from trainables.errors import TrialFailed, UserError
-from trainables.loop import SYSTEMS, train
+from trainables.loop import train
 from trainables.settings import to_dict
+from trainables.system import find_systems
 
+SYSTEMS = find_systems()
 ROOT = Path(__file__).resolve().parents[2]
 SUBSETS, BANDS = ("stationary", "nonstationary", "mismatched"), ("low", "mid", "high")
 WEIGHTINGS = {
