@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import search_spaces
+from search_spaces import systems_of
 from study import statistics
 from study.confirm import YARDSTICK
 from study.runs import count
@@ -75,8 +76,8 @@ def at_low(summary: Summary) -> str:
 
 def name_of(method: Method) -> str:
     """A method inside a sentence."""
-    if method.title == BEST_TITLE:
-        return "the best found setting"
+    if method.title.startswith(BEST_TITLE):
+        return method.title.replace(BEST_TITLE, "the best found setting")
     return {
         "teacher": "the frozen teacher",
         "oracle": "the oracle",
@@ -209,10 +210,10 @@ def _overall(summary: Summary) -> Iterator[str]:
 
 
 def _against_paper(summary: Summary) -> Iterator[str]:
-    best, paper = summary.methods.get(summary.best_who), summary.methods.get("paper")
-    if best is None or paper is None or best.who == "paper" or not best.scores:
+    best, paper = summary.methods.get(summary.best_who), summary.methods.get(summary.paper_who)
+    if best is None or paper is None or best.who == paper.who or not best.scores:
         return
-    pairs = [(summary.versus(best.who, "paper", band), band) for band in (summary.low, None)]
+    pairs = [(summary.versus(best.who, paper.who, band), band) for band in (summary.low, None)]
     if any(paired is None for paired, _ in pairs):
         yield f"Whether {name_of(best)} beats the paper's setting is open: they share no confirmed seed and machine."
         return
@@ -289,7 +290,7 @@ def _yardstick(summary: Summary) -> Iterator[str]:
 
 def _own_score(summary: Summary) -> Iterator[str]:
     """Where ``identify`` stands by the score that only it has, or why there is none."""
-    if summary.config.system != "identify" or not summary.confirmed:
+    if "identify" not in systems_of(summary.config.system) or not summary.confirmed:
         return
     what = "The negative log-likelihood of a clip's own identity"
     parts = []
@@ -310,7 +311,7 @@ def _own_score(summary: Summary) -> Iterator[str]:
 
 
 def _learned_from(summary: Summary) -> Iterator[str]:
-    if summary.config.training.adapt_on_bank and summary.config.system in ("adapt", "identify"):
+    if summary.config.training.adapt_on_bank and summary.config.system != "retain":
         yield (
             "Students also learned from the banks of the machines they are scored on (training.adapt_on_bank): these "
             "scores say nothing about machines that training has not heard."

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from search_spaces.joint import named
 from study.confirm import read_name
 from study.findings import name_of, points
 from study.runs import count
@@ -46,8 +47,9 @@ def _boundary(summary: Summary) -> Iterator[Check]:
         )
         return
     at_edge = []
+    best = named(summary.best.params)
     for name, (low, high, log) in summary.ranges.items():
-        value = summary.best.params.get(name)
+        value = best.get(name)
         if not isinstance(value, int | float):
             continue
         share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)

@@ -30,7 +30,7 @@ from study.limits import FROZEN  # noqa: E402
 from study.outlet import outlet  # noqa: E402
 from study.runs import Run, elapsed_s  # noqa: E402
 from study.summary import Summary, summarise, text_of  # noqa: E402
-from study.tables import confirmed_table, paired_table, search_table  # noqa: E402
+from study.tables import confirmed_table, cost_table, paired_table, search_table  # noqa: E402
 from trainables.errors import UserError  # noqa: E402
 from trainables.files import write_atomically  # noqa: E402
 from trainables.settings import to_dict  # noqa: E402
@@ -172,6 +172,7 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
         ),
         Heading("Cost and failures"),
         *_cost(summary),
+        *([table] if (table := cost_table(summary)) else []),
         Heading("How it was made"),
         *_provenance(summary),
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import search_spaces
+from search_spaces.joint import SYSTEM, recipe_name
 from study import confirm, statistics
 from study.folder import StudyFolder
 from study.importance import Importance, measure, read_trials
@@ -107,6 +108,12 @@ class Summary:
         return self.best.who if self.best else ""
 
     @property
+    def paper_who(self) -> str:
+        """The published setting that the best is held against: its own system's where there are several."""
+        system = self.best.params.get(SYSTEM) if self.best else None
+        return search_spaces.papers(self.config.system)[0] if system is None else _paper_of(str(system))
+
+    @property
     def bands(self) -> tuple[str, ...]:
         """SNR bands, the lowest first; none of recordings."""
         return self.evaluation.bands
@@ -182,13 +189,9 @@ def _methods(
     known = [w for w in ORDER if w in (*grid.references, *beside, *recipes)] + [
         w for w in recipes if w not in ORDER
     ]
-    titles = {who: TITLES.get(who, who.capitalize()) for who in known}
+    titles = {who: _recipe_title(who) for who in known}
     for finalist in chosen:
-        if finalist.who not in titles:
-            title = (
-                BEST_TITLE if finalist.name == "best" else f"Finalist {finalist.name.removeprefix('best')}"
-            )
-            titles[finalist.who] = title
+        titles.setdefault(finalist.who, _finalist_title(finalist))
     cells = {who: _cells(folder, config, runs, who) for who in titles}
     found: dict[str, Method] = {}
     for who, title in titles.items():
@@ -218,6 +221,26 @@ def _methods(
             search_run=run,
         )
     return found
+
+
+def _paper_of(system: str) -> str:
+    return recipe_name(system, search_spaces.load(system).PAPER)
+
+
+def _recipe_title(who: str) -> str:
+    system, _, recipe = who.partition("-")
+    if recipe and system in search_spaces.SYSTEMS:  # of a study across systems
+        return f"{TITLES.get(recipe, recipe.capitalize())} ({system})"
+    return TITLES.get(who, who.capitalize())
+
+
+def _finalist_title(finalist: confirm.Finalist) -> str:
+    system = finalist.params.get(SYSTEM)
+    if finalist.name == "best":
+        return f"{BEST_TITLE} ({system})" if system else BEST_TITLE
+    rank = finalist.name.removeprefix("best").partition("-")[0]
+    title = f"Finalist {rank}" if rank else "Best"
+    return f"{title} ({system})" if system else title
 
 
 def _yardstick(folder: StudyFolder, runs: tuple[Run, ...], backend: str) -> Estimate | None:

@@ -6,7 +6,9 @@ year's score where recordings are mixed already, and the share of the gap closed
 
 from __future__ import annotations
 
-from study.confirm import YARDSTICK
+import statistics
+
+from study.confirm import YARDSTICK, read_name
 from study.document import Table
 from study.findings import percent, points
 from study.summary import CELL_TITLES, Method, Summary
@@ -129,3 +131,18 @@ def search_table(summary: Summary) -> Table:
         notes.append("* stopped early, failed or not over: the last full scoring of a shorter training.")
     header = ("search", *names.values(), *(["gap closed"] if oracle else []), "run")
     return Table(header, tuple(rows), (*notes, *summary.notes), strong)
+
+
+def cost_table(summary: Summary) -> Table | None:
+    """What a student of each row costs: median time of its confirmed trainings, weights trained, and bytes saved."""
+    rows = []
+    for method in summary.methods.values():
+        runs = [run for run in summary.runs if (read_name(run.id) or ("",))[0] == method.who]
+        runs = [run for run in runs if "trained_weights" in run.metrics]
+        if runs:
+            seconds = statistics.median(run.worker_s for run in runs)
+            size = runs[0].metrics
+            weights, saved = f"{size['trained_weights']:,.0f}", f"{size['student_bytes'] / 1e6:.1f} MB"
+            rows.append((title_of(summary, method), f"{seconds:.0f} s", weights, saved))
+    note = "Medians over confirmed seeds, in seconds of a worker; scoring after each epoch is part of it."
+    return Table(("student", "training", "weights trained", "saved"), tuple(rows), (note,)) if rows else None

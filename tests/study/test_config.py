@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import search_spaces
 from study import presets
 from study.config import StudyConfig, all_keys, differences, identity, resolve, validate
 from study.limits import RULES
@@ -250,3 +251,31 @@ def test_another_system_brings_its_own_recipes() -> None:
     chosen = resolve(presets.load("quick"), ["system=adapt", "search.recipes=lora"])
     assert chosen.search.recipes == ("lora",)
     assert resolve(presets.load("quick"), ["system=retain"]) == resolve(presets.load("quick"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[retain,adapt]", "adapt, retain", '["retain", "adapt"]', "(adapt,retain,adapt)"]
+)
+def test_several_systems_are_one_setting_however_written(text: str) -> None:
+    config = resolve(StudyConfig(), [f"system={text}"])
+    assert config.system == "adapt,retain"
+    assert config.confirm.recipes == ("adapt-paper", "retain-paper")
+    assert set(config.search.recipes) == set(search_spaces.load(config.system).RECIPES)
+    assert config.num_finalists == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("system=[retain,adopt]", ["'adopt,retain'", "adapt, identify, retain", "[adapt,identify,retain]"]),
+        ("search.fixed.lambda=1", ["search.fixed.lambda", "lambda_kind"]),
+        ("search.fixed.lambda_kind=cubic", ["'cubic'", "snr_sigmoid", "search.fixed.lambda_kind=constant"]),
+        ("search.fixed.learning_rate=1", ["learning_rate = 1", "0.001 to 0.008"]),
+        ("search.fixed.learning_rate=true", ["learning_rate = True"]),
+    ],
+)
+def test_refuses_systems_and_fixed_values_that_are_not_searched(setting: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(StudyConfig(), [setting])
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)

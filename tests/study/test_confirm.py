@@ -190,3 +190,26 @@ def test_the_challenge_s_autoencoder_is_confirmed_where_it_is_asked_for(folder: 
         1001,
     )
     assert not any("autoencoder" in job["id"] for job in confirm_jobs(CONFIG, folder))
+
+
+def test_the_best_of_every_system_is_confirmed(folder: StudyFolder) -> None:
+    config = replace(
+        CONFIG, system="adapt,retain", confirm=ConfirmConfig(seeds=1, finalists=1, recipes=("adapt-paper",))
+    )
+    space = search_spaces.load(config.system)
+    settings = [space.RECIPES["adapt-paper"], space.RECIPES["adapt-lora"], space.RECIPES["retain-paper"]]
+    settings += [{**s, "learning_rate": 3e-3} for s in settings]
+    for number, params in enumerate(settings):
+        job_id, official = f"t{number:04d}", (61.0, 62.0, 65.0, 63.0, 60.0, 64.0)[number]
+        write(folder, job_id, official, params=params, baseline="retain-paper" if number == 2 else None)
+    assert [(f.name, f.who, f.trial_id) for f in finalists(config, folder)] == [
+        ("best", "retain-paper", "t0002"),
+        ("best-adapt", "best-adapt", "t0003"),
+    ]
+    jobs = {job["id"]: job for job in confirm_jobs(config, folder)}
+    assert list(jobs) == [
+        f"c-{who}-s0" for who in ("teacher", "oracle", "adapt-paper", "retain-paper", "best-adapt")
+    ]
+    trial = build(TrialConfig, jobs["c-best-adapt-s0"]["trial"])
+    assert (trial.system, trial.split, trial.params["learning_rate"]) == ("adapt", "confirm", 3e-3)
+    assert build(TrialConfig, jobs["c-teacher-s0"]["trial"]).system == "frozen"

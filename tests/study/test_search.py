@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import search_spaces
 from study.config import SearchConfig, StudyConfig
 from study.folder import StudyFolder
 from study.search import Search, build_job, label_of
@@ -377,3 +379,45 @@ TestInterleavings.settings = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def joint(path: Path, trials: int = 12, **search: Any) -> Search:
+    """A search across two systems."""
+    given = config(trials, **{"recipes": ("retain-paper", "identify-encoder"), **search})
+    made = dataclasses.replace(given, system="identify,retain")
+    space = search_spaces.load(made.system)
+    return Search(made, StudyFolder(path), space=space.space, recipes=space.RECIPES, cache_dir=path / "cache")
+
+
+def test_several_systems_take_turns_each_in_its_own_space(tmp_path: Path) -> None:
+    search = joint(tmp_path, trials=8, fixed={"network_kind": "encoder"})
+    jobs = [job for _ in range(5) if (job := search.ask())]
+    jobs += list(iter(joint(tmp_path, trials=8, fixed={"network_kind": "encoder"}).ask, None))[5:]
+    assert [job["baseline"] for job in jobs[:3]] == ["retain-paper", "identify-encoder", None]
+    systems = [job["params"]["system"] for job in jobs]
+    assert systems == ["retain", "identify"] + 3 * ["identify", "retain"]
+    for job, system in zip(jobs, systems, strict=True):
+        trial = build(TrialConfig, job["trial"])
+        assert trial.system == system
+        assert trial.params == {k: v for k, v in job["params"].items() if k != "system"}
+        own = search_spaces.load(system)
+        assert {k for k in trial.params if k.endswith("_kind")} == {*own.BRANCHES, "weighting_kind"}
+        assert trial.params.get("network_kind", "encoder") == "encoder"
+        assert job["label"].startswith(f"{system}, ")
+    names = {name for trial in search.study.get_trials() for name in trial.params}
+    assert {"system", "retain.learning_rate", "identify.learning_rate"} < names
+    assert "learning_rate" not in names
+
+
+def test_a_fixed_value_is_in_every_trial_but_the_recipes(tmp_path: Path) -> None:
+    space = search_spaces.load("retain")
+    fixed = {"lambda_kind": "ramp", "lambda_start": 0.25}
+    given = config(8, recipes=("paper",), fixed=fixed)
+    search = Search(
+        given, StudyFolder(tmp_path), space=space.space, recipes=space.RECIPES, cache_dir=tmp_path
+    )
+    paper, *others = iter(search.ask, None)
+    assert paper["params"] == space.RECIPES["paper"]
+    assert len(others) == 7
+    assert all(job["params"].items() >= fixed.items() for job in others)
+    assert len({job["params"]["lambda_end"] for job in others}) == 7
