@@ -1,8 +1,8 @@
 """What a study still has to run, job by job, and the bookkeeping when a job starts, reports and ends.
 
 In order: the jobs of ``before_search`` (what trials are measured against), the trials of the search, and, once
-every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations). A job with a
-``result.json`` is never handed out. The driver process is the only writer of records and results, and writes
+every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations, in rounds). A job with
+a ``result.json`` is never handed out. The driver process is the only writer of records and results, and writes
 them before Optuna and the listeners hear of them: what a crash can lose is never more than the files know.
 
 A job that fails, fails alone. A job whose slot is lost goes back on the agenda and continues from its
@@ -87,12 +87,15 @@ class Agenda:
         before_search: Iterable[Job] = (),
         after_search: Callable[[], Iterable[Job]] | None = None,
         listeners: Sequence[Listener] = (),
+        num_rounds: int = 1,
         num_workers: int = 1,
     ) -> None:
-        """``num_workers`` is what a result says when the slot's reports do not."""
+        """``after_search`` is asked ``num_rounds`` times at most, each time when all jobs it gave have ended, until it
+        gives no new one. ``num_workers`` is what a result says when the slot's reports do not."""
         self.search, self.folder = search, search.folder
         self._first = deque(job for job in before_search if self._is_new(job))
         self._after_search = after_search
+        self._rounds_left = num_rounds
         self._queue: deque[Job] | None = None  # jobs of the second stage; None while the search lasts
         self._again: deque[Job] = deque()
         self._live: dict[str, _Live] = {}
@@ -121,12 +124,14 @@ class Agenda:
             if self._live:
                 return None
             self._close_search()
+        if not self._queue and not self._live:
+            self._next_round()
         return self._begin(self._queue.popleft()) if self._queue else None
 
     @property
     def draining(self) -> bool:
         """Whether nothing is left to hand out, unless a running job loses its slot."""
-        return self._queue is not None and not self._queue and not self._again
+        return self._queue is not None and not self._queue and not self._again and not self._rounds_left
 
     @property
     def over(self) -> bool:
@@ -149,9 +154,14 @@ class Agenda:
         if self._held and all(r is None or r["state"] == "failed" for r in results):
             raise self._study_failed()
         self._release_held()
-        self._queue = deque(
-            job for job in (self._after_search() if self._after_search else ()) if self._is_new(job)
-        )
+        self._queue = deque()
+
+    def _next_round(self) -> None:
+        """Put the jobs that the confirmation asks for now on the agenda."""
+        if self._rounds_left and self._queue is not None:
+            jobs = self._after_search() if self._after_search else ()
+            self._queue.extend(job for job in jobs if self._is_new(job))
+            self._rounds_left = self._rounds_left - 1 if self._queue else 0
 
     def _is_new(self, job: Job) -> bool:
         """Whether the job has not ended in an earlier run; if so it is kept in the folder."""

@@ -72,9 +72,14 @@ class SlotsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmConfig:
-    """``finalists`` of each system's search and ``recipes``, all trained with ``seeds`` seeds; 0 confirms nothing."""
+    """``finalists`` of each system's search and ``recipes``, all trained with ``seeds`` seeds; 0 confirms nothing.
+
+    Several finalists race: those whose ranking is open are trained with more seeds, ``most_seeds`` in all (by default
+    twice ``seeds``; ``study/race.py``).
+    """
 
     seeds: int = 3
+    most_seeds: int | None = None
     finalists: int = 1
     recipes: tuple[str, ...] = ("paper",)
 
@@ -113,6 +118,12 @@ class StudyConfig:
     def evaluation(self) -> Evaluation:
         """What its students are scored on, and beside which references."""
         return evaluation(self.corpus.year, self.scoring.bands_db)
+
+    @property
+    def most_seeds(self) -> int:
+        """With how many seeds a finalist is confirmed at most."""
+        most = 2 * self.confirm.seeds if self.confirm.most_seeds is None else self.confirm.most_seeds
+        return most if self.num_finalists > 1 else self.confirm.seeds
 
     @property
     def num_finalists(self) -> int:

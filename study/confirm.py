@@ -1,7 +1,8 @@
 """The confirmation stage: who is trained again, with which seeds, on the machines that no trial has seen.
 
 Finalists are chosen from the search trials alone: full-length trials by their last ``official`` on the search
-machines. Nothing scored on ``confirm`` machines is read here, so asking again after the stage gives the same answer.
+machines. What is scored on ``confirm`` machines chooses nobody; it only says whether finalists that race need another
+seed (``study/race.py``), and asking again gives the same answer.
 Jobs come seed by seed, so that a study interrupted half-way holds complete pairs for the seeds it has. A search
 extended after its confirmation may name another winner; that one gets names of its own (``c-best-t0031-s0``) and the
 earlier jobs stay what they were.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from trainables.settings import Scalar
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
+    from study.race import Race
 
 Job = dict[str, Any]
 FROZEN = ("teacher", "oracle")  # references, of which a study has those that its evaluation names
@@ -95,6 +97,9 @@ def finalists(config: StudyConfig, folder: StudyFolder) -> list[Finalist]:
 def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY) -> list[Job]:
     """All jobs of the confirmation stage, seed by seed; none without seeds or without a finished trial.
 
+    With several finalists these are the jobs so far: asked again when they have ended, it adds those of the next seed
+    while the race is open.
+
     Raises:
         UserError: ``confirm.recipes`` names a recipe that the system does not have.
     """
@@ -123,22 +128,52 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
             **rest,
         )
 
+    def reference_jobs(seed: int) -> list[Job]:
+        return [
+            job(who, seed, config=frozen, params={"reference": who}, label=f"frozen {who}")
+            for who in config.evaluation.references
+        ]
+
+    def finalist_job(finalist: Finalist, seed: int) -> Job:
+        label = f"{finalist.name}: {label_of(finalist.params)}"
+        made = job(finalist.who, seed, params=finalist.params, label=label, baseline=finalist.baseline)
+        return {**made, "source": finalist.trial_id}
+
     jobs = []
     for seed in range(config.confirm.seeds):
-        for who in config.evaluation.references:
-            jobs.append(job(who, seed, config=frozen, params={"reference": who}, label=f"frozen {who}"))
+        jobs += reference_jobs(seed)
         if config.yardstick.confirm:
             jobs.append(job(YARDSTICK, seed, **yardstick(config)))
         for who in config.confirm.recipes:
             label = f"{who}: {label_of(recipes[who])}"
             jobs.append(job(who, seed, params=recipes[who], label=label, baseline=who))
-        for finalist in chosen:
-            if finalist.who in config.confirm.recipes:
-                continue
-            label = f"{finalist.name}: {label_of(finalist.params)}"
-            made = job(finalist.who, seed, params=finalist.params, label=label, baseline=finalist.baseline)
-            jobs.append({**made, "source": finalist.trial_id})
+        jobs += [finalist_job(f, seed) for f in chosen if f.who not in config.confirm.recipes]
+    for seed in range(config.confirm.seeds, config.most_seeds):
+        race = race_of(config, folder, chosen, until=seed)
+        if race.num_seeds < seed or race.decided:
+            break
+        jobs += reference_jobs(seed)
+        jobs += [finalist_job(f, seed) for f in chosen if f.who in race.open]
     return jobs
+
+
+def race_of(
+    config: StudyConfig, folder: StudyFolder, chosen: Sequence[Finalist], *, until: int | None = None
+) -> Race:
+    """Where the race of the finalists stands, or stood after the seeds ``until``."""
+    from study.race import run_race
+    from study.statistics import gather
+
+    def table(who: str, seed: int) -> list[dict[str, Any]]:
+        result = folder.result(job_name(who, seed))
+        return folder.table(job_name(who, seed)) if result and result["state"] == "finished" else []
+
+    most = config.most_seeds
+    cells = {
+        f.who: gather({seed: table(f.who, seed) for seed in range(most)}, config.scoring.backend)
+        for f in chosen
+    }
+    return run_race(cells, first=config.confirm.seeds, most=most, until=until)
 
 
 def yardstick(config: StudyConfig) -> dict[str, Any]:

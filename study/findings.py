@@ -98,6 +98,7 @@ def findings(summary: Summary) -> list[str]:
             _learned_from,
             _overall,
             _against_paper,
+            _race,
             _where_it_sits,
             _recipes,
             _yardstick,
@@ -228,6 +229,28 @@ def _against_paper(summary: Summary) -> Iterator[str]:
     yield (
         f"Against the paper's setting {name_of(best)} differs by {points(low, signed=True)} at {summary.low} SNR "
         f"({verdict(low)}) and by {points(whole, signed=True)} over all SNRs ({verdict(whole)})."
+    )
+
+
+def _race(summary: Summary) -> Iterator[str]:
+    """How the finalists stand, and what their ranking cost."""
+    race = summary.race
+    if race is None or not race.num_seeds:
+        return
+    parts = [
+        f"{name_of(summary.methods[left.who])} left after {count(left.num_seeds, 'seed')}, "
+        f"{points(left.behind, signed=True)} behind {name_of(summary.methods[left.leader])}"
+        for left in race.left
+    ]
+    names = [name_of(summary.methods[who]) for who in race.open]
+    parts.append(
+        f"{names[0]} won after {count(race.num_seeds, 'seed')}"
+        if race.decided
+        else f"the ranking of {', '.join(names)} is open after {count(race.num_seeds, 'seed')}"
+    )
+    yield (
+        f"Race of the finalists: {'; '.join(parts)} (paired over machines and seeds, intervals corrected for all its "
+        "comparisons)."
     )
 
 

@@ -167,6 +167,10 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
         why = f"allowed are {', '.join(known)}"
         near = difflib.get_close_matches(config.scoring.backend, known, n=1, cutoff=0.0)[0]
         yield refusal("scoring.backend", config.scoring.backend, why, "scoring.backend", near)
+    most = config.confirm.most_seeds
+    if most is not None and not config.confirm.seeds <= most <= 1_000:
+        why = f"allowed is confirm.seeds = {config.confirm.seeds} to 1_000, or null for twice as many"
+        yield refusal("confirm.most_seeds", most, why, "confirm.most_seeds", config.confirm.seeds)
     yield from _band_misfits(config)
     if config.system == FROZEN:
         if config.confirm.seeds:

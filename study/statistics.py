@@ -63,6 +63,12 @@ class Cells:
         ]
         return replace(self, keys=tuple(self.keys[i] for i in keep), values_SMK=self.values_SMK[:, :, keep])
 
+    def of_seeds(self, seeds: Iterable[int]) -> Cells:
+        """The cells of these seeds, which it has."""
+        seeds = tuple(seeds)
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return replace(self, seeds=seeds, values_SMK=self.values_SMK[rows])
+
     def only(self, machine: str) -> Cells:
         """The cells of one machine."""
         index = self.machines.index(machine)
@@ -139,13 +145,18 @@ def mean(cells: Cells, *, seed: int = 0) -> Estimate | None:
     )
 
 
-def difference(method: Cells, reference: Cells, *, seed: int = 0) -> Estimate | None:
-    """Paired difference method - reference in points over the seeds, machines and cells both have; None if none."""
+def difference(method: Cells, reference: Cells, *, seed: int = 0, level: float = LEVEL) -> Estimate | None:
+    """Paired difference method - reference in points over the seeds, machines and cells both have; None if none.
+
+    Its interval covers with the probability ``level``.
+    """
     parts = _common([method, reference])
     if parts is None:
         return None
     (one, two), num_seeds, num_machines = parts
-    return _interval(lambda v, w: one(v, w) - two(v, w), num_seeds, num_machines, seed, share=True)
+    return _interval(
+        lambda v, w: one(v, w) - two(v, w), num_seeds, num_machines, seed, share=True, level=level
+    )
 
 
 def gap_closed(method: Cells, teacher: Cells, oracle: Cells, *, seed: int = 0) -> Estimate | None:
@@ -261,19 +272,27 @@ def _components(statistic: Statistic, v: np.ndarray, w: np.ndarray) -> list[np.n
     return found
 
 
-def _student(variances: Sequence[float], num_seeds: int, num_machines: int) -> float:
+def _student(variances: Sequence[float], num_seeds: int, num_machines: int, level: float = LEVEL) -> float:
     """The t quantile for machine and seed variances, with Satterthwaite's degrees of freedom."""
     from scipy.special import stdtrit
 
     parts = [(x, n - 1) for x, n in zip(variances, (num_machines, num_seeds), strict=True) if n > 1]
     below = sum(x * x / n for x, n in parts)
     freedom = sum(x for x, _ in parts) ** 2 / below if below > 0 else max(n for _, n in parts)
-    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def _interval(
-    statistic: Statistic, num_seeds: int, num_machines: int, seed: int, *, share: bool = False
+    statistic: Statistic,
+    num_seeds: int,
+    num_machines: int,
+    seed: int,
+    *,
+    share: bool = False,
+    level: float = LEVEL,
 ) -> Estimate:
+    from scipy.special import ndtri
+
     point = float(statistic(np.ones((1, num_seeds)), np.ones((1, num_machines)))[0])
     v, w = _weights(num_seeds, num_machines, seed)
     parts = _components(statistic, v, w)
@@ -281,10 +300,10 @@ def _interval(
     if parts is not None:
         values = statistic(v, w)
         values = values[np.isfinite(values)]
-        tails = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         variances = [float(c[0, 0]) for c in parts]
-        wanted = _student(variances, num_seeds, num_machines) * sum(variances) ** 0.5
-        plain = 1.959964 * float(values.std())
+        wanted = _student(variances, num_seeds, num_machines, level) * sum(variances) ** 0.5
+        plain = float(ndtri(0.5 + level / 2)) * float(values.std())
         stretch = max(1.0, wanted / plain) if plain > 0 else 1.0
         low, high = (point + stretch * (float(x) - point) for x in tails)
         above = float((values > 0).mean()) if share else None

@@ -26,6 +26,7 @@ from trainables.scoring.evaluation import AUTOENCODER_SCORES, Evaluation
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
+    from study.race import Race
 
 BEST_TITLE = "Best found"
 ORDER = ("teacher", "oracle", confirm.YARDSTICK, "denoising", "tagging", "alignment", "paper")
@@ -76,7 +77,8 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A study in numbers. ``best`` is None without a full-length trial; ``best_who`` names its row.
+    """A study in numbers. ``best`` is None without a full-length trial; ``best_who`` names its row. ``race`` is that of
+    several finalists.
 
     ``held_out`` says what confirmation was scored on: a corpus with few machines holds out recordings of theirs.
     ``yardstick`` holds the challenge's autoencoder there by each of its scores.
@@ -95,6 +97,7 @@ class Summary:
     missing: tuple[str, ...]
     held_out: str = "held-out machines"
     yardstick: Mapping[str, Estimate] = field(default_factory=dict)
+    race: Race | None = None
     findings: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     files: tuple[Path, ...] = ()
@@ -167,6 +170,7 @@ def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
         missing=tuple(missing(config, runs, methods, chosen)),
         held_out=_held_out(folder, methods),
         yardstick={name: e for name in AUTOENCODER_SCORES if (e := _yardstick(folder, runs, name))},
+        race=confirm.race_of(config, folder, chosen) if len(chosen) > 1 and config.confirm.seeds else None,
     )
 
 

@@ -62,7 +62,8 @@ def confirmed_table(summary: Summary) -> Table:
         if method.who == summary.best_who:
             strong = len(rows)
         values = [points(e) if (e := method.scores.get(key)) else "-" for key in names]
-        seeds = f"{len(method.seeds)}/{summary.config.confirm.seeds}"
+        wanted = summary.config.confirm.seeds
+        seeds = str(len(method.seeds)) if len(method.seeds) > wanted else f"{len(method.seeds)}/{wanted}"
         rows.append((title_of(summary, method), *values, *([gap_cell(method)] if oracle else []), seeds))
     header = ("held-out", *names.values(), *(["gap closed"] if oracle else []), "seeds")
     scored = f"{summary.held_out.capitalize()} ({', '.join(summary.machines)}). {intervals(summary)}"

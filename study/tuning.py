@@ -245,6 +245,7 @@ def run_jobs(
         search,
         before_search=before_search,
         after_search=after_search,
+        num_rounds=1 + config.most_seeds - config.confirm.seeds,
         listeners=listeners,
         num_workers=config.slots.workers,
     )
