@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help help-cluster env study test test-cluster lint ui bench lock clean
+.PHONY: help help-cluster env study test test-cluster test-faults lint audit ui bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,20 +55,33 @@ env: ## build .venv from requirements.lock; does nothing when it is up to date
 study: env ## run (or resume) a study: PRESET=quick, ARGS="--trials 20"
 	@$(BIN)/python study/run.py --preset $(PRESET) $(ARGS)
 
-test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster; what CI runs
-	@$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster and test-faults; what CI runs
+	@$(BIN)/python -m pytest -m "not cluster and not faults" $(ARGS)
 
 test-cluster: env ## the tests that start clusters of several nodes, with sshd in network namespaces where it may be had
 	@$(BIN)/python -m pytest -m cluster -o faulthandler_timeout=900 $(ARGS)
 
-lint: env ## formatter check, linter, type checker
+test-faults: env ## 10,000 garbage inputs, and faults injected into real studies and servers
+	@$(BIN)/python -m pytest -m faults -o faulthandler_timeout=900 $(ARGS)
+
+lint: env ## formatter check, linter, type checker, and whether every locked package has its version and hash
 	@failed=; \
 	$(BIN)/ruff format --check . || failed=1; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/mypy || failed=1; \
+	$(BIN)/uv pip sync --quiet --offline --dry-run --require-hashes --python $(BIN)/python $(LOCK) || failed=1; \
 	test -z "$$failed"
 
+# The verdict changes with the day and not with the code, so that lint does not depend on it.
+audit: env ## look every locked package up among the known vulnerabilities; asks the package registry and api.osv.dev
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	printf '[project]\nname = "audited"\nversion = "0"\nrequires-python = ">=3.11,<3.14"\n' > "$$folder/pyproject.toml"; \
+	$(BIN)/uv add --quiet --no-sync --project "$$folder" -r $(LOCK); \
+	$(BIN)/uv audit --quiet --project "$$folder" --locked
+
 ui: env ## MLflow's pages for the studies in runs/, on 127.0.0.1
+	@case " $(ARGS)" in *" --host"*|*" -h"*) echo "error: these pages ask nobody for a password, so they stay on 127.0.0.1;" \
+	  "for others run cluster/mlflow/server.sh, or ssh -L 5000:127.0.0.1:5000 to this machine" >&2; exit 2;; esac
 	@test -f "$(STORAGE)/mlflow.db" || { echo "error: no study in $(STORAGE) yet: run 'make study' first" >&2; exit 2; }
 	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --host 127.0.0.1 \
 	  --artifacts-destination "$(STORAGE)/mlartifacts" $(ARGS)

@@ -6,9 +6,9 @@ a ``result.json`` is never handed out. The driver process is the only writer of 
 them before Optuna and the listeners hear of them: what a crash can lose is never more than the files know.
 
 A job that fails, fails alone. A job whose slot is lost goes back on the agenda and continues from its
-checkpoint, twice at most. If the first three trials of a run all fail the study stops with ``StudyFailed``:
-their failures are not kept, so that the same command runs them again once the cause is mended. Nothing here
-knows Ray.
+checkpoint, twice at most. A job that could not write, because a disk is full or read-only, stops the study with
+``StudyFailed`` and is not judged. So do the first three trials of a run if they all fail: their failures are not
+kept, so that the same command runs them again once the cause is mended. Nothing here knows Ray.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from study.folder import StudyFolder
 from study.search import OBJECTIVE, Job
-from trainables.files import write_atomically
+from trainables.files import NO_ROOM_WORDS, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ MAX_FAILURES = 3  # first trials of a run that may all fail before the study sto
 
 
 class StudyFailed(Exception):
-    """Every trial so far failed; the message names their reasons. The study can be resumed once that is
-    mended."""
+    """It is the study that is broken and not a trial: every trial so far failed, or a disk takes no writing. The
+    message says why; the study can be resumed once that is mended."""
 
 
 class Source(Protocol):
@@ -68,6 +68,7 @@ class _Live:
 
     job: Job
     began: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)  # which nobody sets while it runs
     earlier_s: float = 0.0  # training time of epochs from before a crash or a loss
     record: dict[str, Any] | None = None  # the last one
     full: dict[str, Any] | None = None  # the last one with a table
@@ -177,14 +178,16 @@ class Agenda:
 
     def started(self, job_id: str) -> None:
         """A slot has taken the job."""
-        self._live[job_id].began = time.time()
-        self._say("job_started", self._live[job_id].job)
+        live = self._live[job_id]
+        live.began, live.clock = time.time(), time.monotonic()
+        self._say("job_started", live.job)
 
     def reported(self, job_id: str, result: Mapping[str, Any]) -> None:
         """An epoch, as a slot returns it: ``record``, or ``failed`` with the reason."""
         live = self._live[job_id]
         live.num_workers = int(result.get("num_workers") or live.num_workers)
         if result.get("failed"):
+            _require_room(job_id, str(result["failed"]))
             live.failure, live.traceback = _one_line(result["failed"]), result.get("traceback")
             return
         record = _finite(result["record"])
@@ -209,6 +212,7 @@ class Agenda:
 
     def lost(self, job_id: str, reason: str) -> None:
         """The job's slot is gone. The job is handed out again and continues from its checkpoint, or fails."""
+        _require_room(job_id, reason)
         live = self._live.pop(job_id)
         self._losses[job_id] += 1
         if self._losses[job_id] <= MAX_LOSSES:
@@ -230,7 +234,7 @@ class Agenda:
             "epoch": last["epoch"],
             "metrics": (live.full or last)["metrics"],
             "started": datetime.fromtimestamp(live.began, UTC).isoformat(timespec="seconds"),
-            "duration_s": round(time.time() - live.began + live.earlier_s, 3),
+            "duration_s": round(time.monotonic() - live.clock + live.earlier_s, 3),
             "num_workers": live.num_workers,
         }
         self._keep_traceback(live)
@@ -286,6 +290,19 @@ class Agenda:
                 if id(listener) not in self._silenced:
                     self._silenced.add(id(listener))
                     logger.exception("%s failed in %s; the study goes on", type(listener).__name__, event)
+
+
+def _require_room(job_id: str, reason: str) -> None:
+    """A full disk is no job's fault: nothing is judged, and what was running goes on from its checkpoint.
+
+    Raises:
+        StudyFailed: ``reason``, why a job ended, speaks of one.
+    """
+    if any(words in reason for words in NO_ROOM_WORDS):
+        raise StudyFailed(
+            f"{job_id}: {_one_line(reason)}. Make room, or the folder writable again, and give the same command "
+            "again to resume."
+        )
 
 
 def _finite(value: Any) -> Any:

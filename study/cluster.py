@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import resources
+from study.command import JOB_CONFIG
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from study.config import SlotsConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver of a Ray job
 OBJECT_STORE_BYTES = 128 << 20  # jobs and records are small; arrays go through files
+TEMP_BYTES = 200 << 20  # for Ray's logs and, where shared memory is small, its object store
 PROBE_S = 120.0  # for a node to start a worker and look
 SOCKET_PATH_ROOM = 40  # Ray's sockets lie some 60 characters below its folder, of 107 a path may have
 
@@ -151,6 +152,7 @@ def _start() -> Any:
     import ray
 
     _require_private_token()
+    _require_room()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for attempt in (1, 2, 3):
         # A port chosen here makes the address known before anything starts, so that Ray Train's clean-up, which
@@ -232,9 +234,16 @@ def _runtime_env() -> dict[str, Any]:
 
 
 def _require_private_token() -> None:
-    """Ray writes its token readable for all users of the machine; whoever has it can run code as this one."""
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        return
+    """Ray writes its token readable for all users of the machine; whoever has it can run code as this one.
+
+    Raises:
+        UserError: token authentication is switched off.
+    """
+    if (mode := os.environ.get("RAY_AUTH_MODE") or "token") != "token":
+        raise UserError(
+            f"RAY_AUTH_MODE = {mode!r}: Ray's ports are open to the network, and without a token whoever reaches them "
+            "can run code as you; unset RAY_AUTH_MODE"
+        )
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path("~/.ray/auth_token").expanduser()
@@ -247,6 +256,18 @@ def _require_private_token() -> None:
             path.chmod(0o600)
     except OSError:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no home to keep it in
+
+
+def _require_room() -> None:
+    """Ray on a full disk starts, and hangs later."""
+    folder = _ray_folder()
+    while not folder.exists():
+        folder = folder.parent
+    if (free := shutil.disk_usage(folder).free) < TEMP_BYTES:
+        raise UserError(
+            f"{_ray_folder()}: {free / 1e6:.0f} MB free, Ray's temporary files need {TEMP_BYTES / 1e6:.0f} MB; make "
+            "room, or set RAY_TMPDIR to a folder on another disk"
+        )
 
 
 def _free_port() -> int:

@@ -17,9 +17,11 @@ from typing import NoReturn
 
 from study import presets
 from study.config import StudyConfig, all_keys, resolve
+from study.tracking_uri import redact
 from trainables.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver of a Ray job
 
 EXAMPLES = """
 examples
@@ -143,6 +145,12 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         _refuse_beside_reproduce(given)
     config = resolve(presets.load(given.preset), given.set, trials=given.trials, name=given.name)
     storage = storage_folder(given.storage)
+    if given.tracking_uri and os.environ.get(JOB_CONFIG) and "@" in given.tracking_uri:
+        raise UserError(
+            f"--tracking-uri {redact(given.tracking_uri)}: the cluster shows a job's command to all its users; leave "
+            "user and password out of it, and put them into ~/.mlflow/credentials on the head, or the whole address "
+            "into MLFLOW_TRACKING_URI there"
+        )
     uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
     return Command(
         config=config, storage=storage, tracking_uri=uri, dry_run=given.dry_run, reproduce=given.reproduce
@@ -180,7 +188,16 @@ def storage_folder(given: str | None = None, *, root: Path = ROOT) -> Path:
         raise UserError(
             f"--storage {asked}: not a folder; give one, such as a mounted disk that all nodes share"
         )
-    folder = Path(os.path.abspath(Path(asked).expanduser()))  # resolve() would follow links
+    try:
+        folder = Path(os.path.abspath(Path(asked).expanduser()))  # resolve() would follow links
+        folder.exists()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # RuntimeError: the home of a user that does not exist
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--storage {asked[:200]}: cannot be a folder ({reason}); correct the path") from None
     if throw_away and "working_dir_files" in folder.parts:
         raise UserError(
             f"--storage {asked}: inside the job's throw-away copy of the project; give an absolute path on a disk "

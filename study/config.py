@@ -60,7 +60,11 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotsConfig:
-    """``count`` trials at a time, each on ``workers`` processes with these resources (fractions share a device)."""
+    """``count`` trials at a time, each on ``workers`` processes with these resources (fractions share a device).
+
+    A trial fails when its workers died more than ``max_restarts`` times, or when it finishes no epoch for
+    ``epoch_timeout_s``; the first epoch of a study includes what the cache holds afterwards.
+    """
 
     count: int = 2
     workers: int = 1
@@ -68,6 +72,7 @@ class SlotsConfig:
     gpus_per_worker: float = 0.0
     max_restarts: int = 3
     start_timeout_s: float = 600.0
+    epoch_timeout_s: float = 10_800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +270,24 @@ def _absolute(values: dict[str, Any]) -> dict[str, Any]:
         group, _, name = key.partition(".")
         path = values[group].get(name)
         if _is_path(key, path):
-            values[group][name] = os.path.abspath(Path(path).expanduser())
+            values[group][name] = _usable_path(key, path)
     return values
+
+
+def _usable_path(key: str, text: str) -> str:
+    """``text`` absolute. Raises UserError where no file can have that name, or this one may not be read."""
+    try:
+        path = os.path.abspath(Path(text).expanduser())
+        if Path(path).is_file():
+            open(path, "rb").close()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # RuntimeError: the home of a user that does not exist
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key} = {text[:200]!r}: cannot be read ({reason}); correct the path") from None
+    return path
 
 
 def _assign(changes: dict[str, Any], key: str, text: str) -> None:
@@ -321,7 +342,7 @@ def _read(text: str, hint: Any) -> Any:
         return None if text == "null" and type(None) in options else text
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         value = text
     if typing.get_origin(hint) is tuple and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]

@@ -11,18 +11,30 @@
                                /checkpoint/      written by the training worker
 
 The driver is the only writer, except for ``checkpoint/``. Whole files are replaced atomically; ``records.jsonl``
-grows by one line per epoch, and a last line cut short by a crash is ignored and overwritten.
+grows by one line per epoch, and a line cut short by a crash or damaged later is passed over: the worker repeats the
+epoch of its checkpoint. A whole file that is not what was written is a ``UserError`` that names it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.errors import UserError
 from trainables.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SHAPES: dict[str, dict[str, type]] = {  # of each whole file, as far as readers rely on it
+    "study.json": {"config": dict},
+    "job.json": {"id": str},
+    "result.json": {"state": str},
+    "knn.json": {"rows": list},
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,13 @@ class StudyFolder:
         """One record per epoch in epoch order, without tables."""
         path = self.job_path(job_id) / "records.jsonl"
         records = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut short by a crash; the worker reports that epoch again
-            records[record["epoch"]] = record
+            except (ValueError, RecursionError):
+                continue
+            if _is_record(record):
+                records[record["epoch"]] = record
         return [records[e] for e in sorted(records)]
 
     def append_record(self, job_id: str, record: Mapping[str, Any]) -> None:
@@ -81,6 +94,7 @@ class StudyFolder:
         text = path.read_bytes() if path.exists() else b""
         with open(path, "ab") as file:
             if text and not text.endswith(b"\n"):
+                logger.warning("%s: a line cut short by a crash is passed over", path)
                 file.write(b"\n")
             file.write(
                 json.dumps({k: v for k, v in record.items() if k != "table"}, allow_nan=False).encode()
@@ -100,11 +114,35 @@ class StudyFolder:
         _write(self.job_path(job_id) / "result.json", result)
 
 
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("epoch"), int):
+        return False
+    metrics = value.get("metrics")
+    return isinstance(metrics, dict) and not any(isinstance(v, dict | list | str) for v in metrics.values())
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(value, dict):
+        raise _damaged(path, f"{type(value).__name__} where an object is expected")
+    for key, kind in SHAPES.get(path.name, {}).items():
+        if not isinstance(value.get(key), kind):
+            raise _damaged(path, f"{key} is missing or no {kind.__name__}")
+    for key in ("params", "metrics"):
+        if not isinstance(value.get(key, {}), dict):
+            raise _damaged(path, f"{key} is no dict")
+    return value
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path}: damaged ({why}); put a copy of it back, or give another --name to begin a new study"
+    )
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

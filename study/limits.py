@@ -75,6 +75,7 @@ RULES: tuple[Rule, ...] = (
     between("slots.gpus_per_worker", 0, 64, 1.0),
     between("slots.max_restarts", 0, 1_000, 3),
     between("slots.start_timeout_s", 1, 86_400, 600.0),
+    between("slots.epoch_timeout_s", 1, 10_000_000, 10_800.0),
     between("confirm.seeds", 0, 1_000, 3),
     between("confirm.finalists", 1, 1_000, 1),
     between("yardstick.steps", 1, 10_000_000, 200),

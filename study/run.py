@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -34,7 +35,9 @@ from study.driver import handlers_restored, ignore_stops, interrupt, only_driver
 from study.folder import StudyFolder  # noqa: E402
 from study.limits import FROZEN  # noqa: E402
 from study.outlet import outlet  # noqa: E402
+from study.tracking_uri import scrub  # noqa: E402
 from trainables.errors import UserError  # noqa: E402
+from trainables.files import no_room  # noqa: E402
 
 if TYPE_CHECKING:
     from study.config import StudyConfig
@@ -64,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return dry_run(command)
             return run(command)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error), command)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         from study.provenance import command_line
@@ -76,7 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {command_line()}", file=sys.stderr)
         return 130
     except Exception as error:
-        text = traceback.format_exc()
+        if no_room(error):
+            text = without_secrets(" ".join(str(error).split()), command)
+            fix = (
+                "make room, or the folder writable again, and give the same command again: what ended is kept"
+            )
+            print(f"error: cannot write ({text}); {fix}", file=sys.stderr)
+            return 1
+        text = without_secrets(traceback.format_exc(), command)
         print(text, file=sys.stderr, end="")
         kept = ""
         if command is not None and command.reproduce is None:
@@ -85,9 +95,21 @@ def main(arguments: list[str] | None = None) -> int:
                 (command.folder / "traceback.txt").write_text(text)
                 kept = f"; the traceback is kept in {command.folder / 'traceback.txt'}"
         print(
-            f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}{kept}", file=sys.stderr
+            f"error: unexpected {type(error).__name__}: "
+            f"{without_secrets(' '.join(str(error).split()), command)}{kept}",
+            file=sys.stderr,
         )
         return 1
+
+
+def without_secrets(text: str, command: Command | None) -> str:
+    """``text`` without the passwords and tokens of the addresses in use: others' exceptions quote them."""
+    from study.trial_store import URL
+
+    given = command.tracking_uri if command else ""
+    for uri in filter(None, (given, os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get(URL))):
+        text = scrub(text, uri)
+    return scrub(text, "://")
 
 
 def run(command: Command) -> int:

@@ -69,17 +69,14 @@ def slot_resources(settings: SlotsConfig) -> dict[str, float]:
     return {name: amount * settings.workers for name, amount in per_worker.items()}
 
 
-def slot_class(
-    settings: SlotsConfig, *, storage: str | Path, trial_timeout_s: float | None = None
-) -> type[Slot]:
+def slot_class(settings: SlotsConfig, *, storage: str | Path) -> type[Slot]:
     """The Tune Trainable for slots of these settings.
 
     Args:
+        settings: a trial without a finished epoch for ``epoch_timeout_s`` fails, and its workers are restarted.
         storage: folder for Ray Train's own files, reachable from all machines; nothing stays there.
-        trial_timeout_s: a trial without a finished epoch for so long fails, and its workers are restarted.
     """
-    values = {"settings": settings, "storage": str(storage), "trial_timeout_s": trial_timeout_s}
-    return type("Slot", (Slot,), values)
+    return type("Slot", (Slot,), {"settings": settings, "storage": str(storage)})
 
 
 class Slot(tune.Trainable):
@@ -87,7 +84,6 @@ class Slot(tune.Trainable):
 
     settings: SlotsConfig
     storage: str
-    trial_timeout_s: float | None
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -129,10 +125,10 @@ class Slot(tune.Trainable):
             if event["phase"] == "starting":
                 if event["for_s"] > self.settings.start_timeout_s + STALL_S:
                     raise SlotLost(f"workers did not start within {event['for_s']:.0f} s: {self._asked()}")
-            elif self.trial_timeout_s is not None and event["for_s"] > self.trial_timeout_s:
+            elif event["for_s"] > self.settings.epoch_timeout_s:
                 for worker in ray.get(self._control.abandon.remote()):
                     ray.kill(ray.cloudpickle.loads(worker))
-                return self._failure(f"no epoch finished within {self.trial_timeout_s:g} s", "")
+                return self._failure(f"no epoch finished within {self.settings.epoch_timeout_s:g} s", "")
 
     def cleanup(self) -> None:
         """Send the workers home and take the group down with all it holds."""

@@ -8,7 +8,7 @@
 
 ``append`` returns once the event is on disk. An event is never changed or reordered. A reader's cursor moves past
 an event only after the event was delivered, so a crash in between delivers that one event again: delivery must be
-idempotent. A last line cut short by a crash is skipped. Once every reader has every event, ``compact`` may put one
+idempotent. A line cut short or damaged is skipped. Once every reader has every event, ``compact`` may put one
 event that sums them up in their place; a crash while it does delivers all of them again.
 """
 
@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from trainables.files import write_atomically
 
 Event = dict[str, Any]
+CHECKSUM = b', "crc32": '
 
 
 class Spool:
@@ -51,7 +53,7 @@ class Spool:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Keep one event for good. Raises OSError when the disk does not take it."""
-        line = json.dumps(event, default=str).encode() + b"\n"
+        line = _line(event)
         with self._lock, open(self._events, "ab", buffering=0) as file:
             size = file.tell()
             try:
@@ -90,7 +92,7 @@ class Spool:
         The cursors move first. They then point into a line of the old file, should the new one never appear, and
         the next opening delivers all events again.
         """
-        line = json.dumps(summary).encode() + b"\n"
+        line = _line(summary)
         with self._lock:
             size, cursors = self._events.stat().st_size, self._read_cursors()
             if self.num_refused() or len(line) >= size or set(cursors.values()) != {size}:
@@ -119,13 +121,13 @@ class Spool:
         """Append the refused events once more, marked ``again``: by now a permission or a file may be there."""
         if not self._refused.exists():
             return
-        for line in self._refused.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in self._refused.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 self.append({**json.loads(line)["event"], "again": True})
         self._refused.unlink()
 
     def num_refused(self) -> int:
-        return len(self._refused.read_text().splitlines()) if self._refused.exists() else 0
+        return len(self._refused.read_text(errors="replace").splitlines()) if self._refused.exists() else 0
 
     def _read(self, position: int) -> Iterator[tuple[Event, int]]:
         with open(self._events, "rb") as file:
@@ -134,10 +136,9 @@ class Spool:
                 if not line.endswith(b"\n"):
                     return  # being written
                 position += len(line)
-                try:
-                    yield json.loads(line), position
-                except json.JSONDecodeError:
-                    continue  # cut short by a crash
+                event = _event(line)
+                if event is not None:
+                    yield event, position
 
     def _is_sound(self, cursor: int) -> bool:
         """Whether a cursor points behind a line of the file, or at its beginning."""
@@ -149,6 +150,23 @@ class Spool:
 
     def _read_cursors(self) -> dict[str, int]:
         try:
-            return json.loads(self._cursors.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            cursors = json.loads(self._cursors.read_bytes())
+            return {name: cursor for name, cursor in cursors.items() if type(cursor) is int}
+        except (FileNotFoundError, ValueError, AttributeError, RecursionError):
             return {}
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    """An event as a line of the file, which ends with a checksum of what comes before."""
+    text = json.dumps(event, default=str).encode()
+    return text[:-1] + CHECKSUM + str(zlib.crc32(text)).encode() + b"}\n"
+
+
+def _event(line: bytes) -> Event | None:
+    """What ``_line`` was given; None for a line cut short by a crash, or damaged."""
+    text, _, checksum = line.rpartition(CHECKSUM)
+    text += b"}"
+    if checksum != str(zlib.crc32(text)).encode() + b"}\n":
+        return None
+    event: Event = json.loads(text)
+    return event

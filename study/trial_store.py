@@ -3,15 +3,19 @@
 The journal is the default and needs nothing. With STUDY_OPTUNA_URL (``postgresql://USER:PASSWORD@HOST/optuna``) a
 study that begins keeps them there instead, so that optuna-dashboard can show the searches of a whole team. A study
 stays where it began; ``optuna.name`` in its folder holds its name in the database. An address comes by the environment
-only, because it holds a password. What cannot be reached is a ``UserError`` of one line.
+only, because it holds a password. What cannot be reached, or read, is a ``UserError`` of one line; a database that
+goes away while a study runs is waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,20 @@ from study.tracking_uri import redact, scrub
 from trainables.errors import UserError
 from trainables.files import write_atomically
 
+logger = logging.getLogger(__name__)
+
 URL = "STUDY_OPTUNA_URL"
 CONNECT_S = 15
 ATTEMPTS = 5  # to create the tables, which several studies may do at once
+PATIENCE_S = 600.0  # for a database that goes away while a study runs
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+OPERATIONS = (  # what Optuna's cache before the database asks of it; each may be done twice without harm
+    *("create_new_study", "get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
+    *("get_study_user_attrs", "get_study_system_attrs", "set_study_user_attr", "set_study_system_attr"),
+    *("_create_new_trial", "_set_trial_param", "set_trial_state_values", "set_trial_intermediate_value"),
+    *("set_trial_user_attr", "set_trial_system_attr", "get_trial", "_get_trials", "_get_best_trial_id"),
+    "get_trial_id_from_study_id_trial_number",
+)
 
 
 def open_store(folder: Path) -> tuple[Any, str]:
@@ -59,7 +74,8 @@ def _database(url: str) -> Any:
     timeout = {"connect_args": {"connect_timeout": CONNECT_S}} if url.startswith("postgresql") else {}
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **timeout})
+            made = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **timeout})
+            return _patient(made, url)
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError) as error:
             if attempt == ATTEMPTS:  # else another study was creating the same tables
                 raise _refusal(url, error) from None
@@ -67,6 +83,43 @@ def _database(url: str) -> Any:
         except Exception as error:
             raise _refusal(url, error) from None
     raise AssertionError
+
+
+def _patient(storage: Any, url: str) -> Any:
+    """``storage``, with each of its operations tried again while the database is away or locked."""
+
+    def patient(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*values: Any, **named: Any) -> Any:
+            import optuna
+            import sqlalchemy.exc
+
+            began, wait_s = time.monotonic(), FIRST_WAIT_S
+            while True:
+                try:
+                    return operation(*values, **named)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    if wait_s == FIRST_WAIT_S:
+                        raise
+                    return True  # it was done before the connection broke
+                except optuna.exceptions.StorageInternalError as error:
+                    cause = error.__cause__
+                    passing = isinstance(
+                        cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
+                    )
+                    if not passing or time.monotonic() - began > PATIENCE_S:
+                        raise _refusal(url, cause if isinstance(cause, Exception) else error) from None
+                    if wait_s == FIRST_WAIT_S:
+                        logger.warning(
+                            "the database of trials %s does not answer; waiting for it", redact(url)
+                        )
+                    time.sleep(wait_s)
+                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+        return tried
+
+    for name in OPERATIONS:
+        setattr(storage, name, patient(getattr(storage, name)))
+    return storage
 
 
 def _refusal(url: str, error: Exception) -> UserError:
@@ -83,16 +136,29 @@ def _journal(path: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _mend(path)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    try:
+        _mend(path)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        storage.get_all_studies()
+        return storage
+    except OSError:
+        raise
+    except Exception as error:  # a damaged line fails in many ways with one remedy
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]}); put a copy back, or "
+            "give another --name to begin a new study"
+        ) from None
 
 
 def _mend(journal: Path) -> None:
-    """Remove what a killed process can leave: half a last line, and a lock that nobody holds."""
+    """Remove what a killed process can leave: half a last line, and a lock that nobody holds. Raises ValueError for a
+    line that is damaged, which Optuna would take for one that is being written."""
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         text = journal.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            json.loads(line)
         if whole != text:
             with open(journal, "r+b") as file:
                 file.truncate(len(whole))

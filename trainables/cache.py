@@ -12,7 +12,6 @@ D width, E embedding.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +28,7 @@ from trainables.data.corpus import Corpus, open_corpus
 from trainables.data.mixing import mix
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.errors import UserError
-from trainables.files import checksum, exclusive, write_atomically
+from trainables.files import checksum, exclusive, no_room, write_atomically
 from trainables.losses import teacher_scale
 from trainables.scoring.grid import Plan, Row, make_plan, score_plan
 from trainables.settings import TrialConfig, digest, to_dict
@@ -37,7 +36,6 @@ from trainables.settings import TrialConfig, digest, to_dict
 SCORES_REVISION = 1  # counts changes of back ends or metrics that alter the reference tables
 MOST_S = 600.0  # of audio that is embedded at once
 NUM_KEPT = 4  # materials that a process keeps at hand: search, and a few seeds of confirm
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,7 @@ def _save(path: Path, count: int, blocks: Iterable[np.ndarray]) -> None:
         write_atomically(path.with_suffix(".crc"), f"{_checksum(partial)}\n")
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not no_room(error):
             raise
         raise UserError(
             f"{path.parent}: cannot hold {path.name} ({error.strerror}); free space or choose another --storage"

@@ -5,6 +5,7 @@ A file written here either has its old content or its new one, also after a cras
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,6 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_ROOM_WORDS = tuple(os.strerror(number) for number in NO_ROOM)  # for errors that come without a number
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Whether ``error``, or what caused it, says that a disk is full or takes no writing any more."""
+    while error is not None:
+        if getattr(error, "errno", None) in NO_ROOM or any(words in str(error) for words in NO_ROOM_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

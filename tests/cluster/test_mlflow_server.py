@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,33 @@ def program(name: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def database(short_folder: Path) -> Iterator[str]:
-    """A PostgreSQL of its own with password authentication; its URI without the database's name."""
+    """The URI of a PostgreSQL of its own, without the database's name."""
+    with postgresql(short_folder) as made:
+        yield made.uri
+
+
+@dataclass
+class Postgresql:
+    """A server with password authentication that can be stopped and started again."""
+
+    uri: str
+    command: list[str]
+    options: dict[str, object]
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, start_new_session=True, **self.options)  # type: ignore[call-overload]
+        wait_for(lambda: answers(f"{self.uri}/postgres"), "PostgreSQL's start", 60)
+
+    def stop(self) -> None:
+        """Break every connection off, as a restart of its machine does."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            end(self.process)
+
+
+@contextlib.contextmanager
+def postgresql(short_folder: Path) -> Iterator[Postgresql]:
     if not (program("initdb") and program("postgres")):
         if os.environ.get("CI"):
             pytest.fail("PostgreSQL is missing, which .ci/run installs")
@@ -107,15 +134,14 @@ def database(short_folder: Path) -> Iterator[str]:
         str(port),
         *(w for s in settings for w in ("-c", s)),
     ]
-    with open(short_folder / "postgres.log", "wb") as log:
-        server = subprocess.Popen(started, stdout=log, stderr=log, start_new_session=True, **owner)  # type: ignore[call-overload]
     uri = f"postgresql://study:p%40ss@127.0.0.1:{port}"
-    try:
-        wait_for(lambda: answers(f"{uri}/postgres"), "PostgreSQL's start", 60)
-        yield uri
-    finally:
-        server.send_signal(signal.SIGQUIT)
-        end(server)
+    with open(short_folder / "postgres.log", "wb") as log:
+        server = Postgresql(uri, started, {"stdout": log, "stderr": log, **owner})
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 def answers(uri: str) -> bool:
@@ -288,6 +314,34 @@ def test_several_searches_share_the_same_postgresql(database: str, tmp_path: Pat
             "WHERE t.state = 'COMPLETE' GROUP BY 1",
         )
         assert sorted(rows) == sorted((name, trials) for name in names)
+
+
+def test_a_search_waits_for_a_postgresql_that_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.study.test_trial_store import Answer, end, open_search
+
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    try:
+        with postgresql(folder) as server:
+            monkeypatch.setenv("STUDY_OPTUNA_URL", f"{server.uri}/postgres")
+            search = open_search(tmp_path / "one")
+            for number in range(3):
+                server.stop()
+                with Answer(server.start):
+                    job = search.ask()
+                assert job is not None
+                assert job["id"] == f"t{number:04d}"
+                server.stop()
+                with Answer(server.start):
+                    search.report(job["id"], 1, 50.0)
+                    end(search, job)
+            assert search.ask() is None
+            search.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+            rows = execute(f"{server.uri}/postgres", "SELECT number, state FROM trials ORDER BY number")
+            assert [(number, str(state)) for number, state in rows] == [(n, "COMPLETE") for n in range(3)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_wrong_password_for_trials_is_one_line(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

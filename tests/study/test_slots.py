@@ -365,7 +365,7 @@ def test_one_rank_that_hangs_and_one_that_always_dies(
 ) -> None:
     from study.slots import slot_class
 
-    slot = Handle(slot_class(SlotsConfig(max_restarts=0), storage=tmp_path / "train", trial_timeout_s=3.0))
+    slot = Handle(slot_class(SlotsConfig(max_restarts=0, epoch_timeout_s=3.0), storage=tmp_path / "train"))
     try:
         hung = slot.run(make_job("hangs", "hanging"))
         assert (epochs(hung), hung[-1]["failed"]) == ([1], "no epoch finished within 3 s")

@@ -5,6 +5,9 @@ SQLite stands for the database here; tests/cluster/test_mlflow_server.py does th
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,63 @@ def test_a_database_that_cannot_be_used_is_one_line_without_its_password(
 def test_without_an_address_there_is_nothing_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(trial_store.URL, raising=False)
     trial_store.check()
+
+
+class Answer(logging.Handler):
+    """Brings the database back at the moment at which somebody says that it is missed."""
+
+    def __init__(self, back: Callable[[], object]) -> None:
+        super().__init__()
+        self.back, self.missed = back, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert "does not answer; waiting for it" in record.getMessage()
+        self.missed += 1
+        if self.missed == 1:
+            self.back()
+
+    def __enter__(self) -> Answer:
+        trial_store.logger.addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        trial_store.logger.removeHandler(self)
+        if error == (None, None, None):
+            assert self.missed
+
+
+def test_a_locked_database_is_waited_for(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trial_store.URL, f"{url}?timeout=0.1")
+    monkeypatch.setattr(trial_store, "FIRST_WAIT_S", 0.01)
+    search = open_search(tmp_path / "one")
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
+    for number in range(3):
+        other.execute("BEGIN EXCLUSIVE")
+        with Answer(lambda: other.execute("ROLLBACK")):
+            job = search.ask()
+        assert job is not None
+        assert job["id"] == f"t{number:04d}"
+        other.execute("BEGIN EXCLUSIVE")
+        with Answer(lambda: other.execute("ROLLBACK")):
+            search.report(job["id"], 1, 50.0)
+            end(search, job)
+    assert search.over
+    other.close()
+    trials = search.study.get_trials()
+    assert [(t.state.name, t.value, t.intermediate_values) for t in trials] == [
+        ("COMPLETE", 50.0, {1: 50.0})
+    ] * 3
+
+
+def test_a_database_that_stays_away_is_one_line(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(trial_store.URL, f"{url}?timeout=0.1")
+    monkeypatch.setattr(trial_store, "PATIENCE_S", 0.0)
+    search = open_search(tmp_path / "one")
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(UserError, match=r"optuna\.db.*locked") as refused:
+        search.ask()
+    other.close()
+    assert "\n" not in str(refused.value)

@@ -26,6 +26,8 @@ from scipy.signal import firwin, resample_poly
 from trainables.errors import UserError
 from trainables.files import write_atomically
 
+RATES_HZ = (1_000, 768_000)  # of files
+MOST_RATIO = 20_000  # of the resampling filter: rates that hardly share a factor would want a huge one
 CHANNELS = ("first", "mean", "last")
 FADE_S = 0.05  # crossfade of a loop: longer than a cycle of the lowest machine tone that matters, about 20 Hz
 HALF_WIDTH = 64  # of the resampling filter, in samples of the lower rate
@@ -58,7 +60,7 @@ def probe(path: Path, name: str = "") -> AudioFile:
     with _open(path, name) as file:
         if not file.frames:
             raise UserError(f"{name}: empty, it holds no samples; remove it or record it again")
-        return AudioFile(num_frames=file.frames, rate_hz=file.samplerate, num_channels=file.channels)
+        return _facts(file, name)
 
 
 def read(
@@ -87,7 +89,8 @@ def read(
     if channel not in CHANNELS:
         raise UserError(f"corpus.channel = {channel!r}: allowed are {', '.join(CHANNELS)}")
     with _open(path, name) as file:
-        audio = AudioFile(num_frames=file.frames, rate_hz=file.samplerate, num_channels=file.channels)
+        audio = _facts(file, name)
+        _require_ratio(audio.rate_hz, sample_rate_hz, name)
         first, last = piece_frames(audio, start_s, end_s, name)
         if last - first + 1 < least_s * audio.rate_hz:
             raise UserError(
@@ -230,6 +233,23 @@ def _open(path: Path, name: str) -> Any:
         raise UserError(
             f"{name}: not an audio file that can be read ({_reason(error)}); use wav or flac"
         ) from None
+
+
+def _facts(file: Any, name: str) -> AudioFile:
+    """What the header says. Raises UserError for a sampling rate that no recorder has."""
+    low, high = RATES_HZ
+    if not low <= file.samplerate <= high:
+        raise UserError(
+            f"{name}: {file.samplerate} samples per second; allowed are {low} to {high}; repair or remove the file"
+        )
+    return AudioFile(num_frames=file.frames, rate_hz=file.samplerate, num_channels=file.channels)
+
+
+def _require_ratio(from_hz: int, to_hz: int, name: str) -> None:
+    if max(from_hz, to_hz) // math.gcd(from_hz, to_hz) > MOST_RATIO:
+        raise UserError(
+            f"{name}: {from_hz} samples per second cannot be resampled to {to_hz}; resample the file to a usual rate"
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,6 @@ Shape legend: N clips, T samples.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from trainables.errors import UserError
-from trainables.files import exclusive, write_atomically
+from trainables.files import exclusive, no_room, write_atomically
 from trainables.settings import CorpusConfig, digest
 
 SILENCE_RMS = 1e-6  # full scale is 1: quieter than a 16-bit recording's last digit, so nothing to normalise
@@ -230,7 +229,7 @@ def _render(source: Source, path: Path, shape: tuple[int, int], progress: Callab
         write_atomically(path.with_suffix(".json"), json.dumps([dataclasses.asdict(c) for c in source.clips]))
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not no_room(error):
             raise
         need_mb = 4 * shape[0] * shape[1] / 1e6
         raise UserError(

@@ -108,9 +108,13 @@ def read(path: Path) -> tuple[BeatsShape, Weights]:
         raise refuse(f"cfg as {type(cfg).__name__} and model as {type(model).__name__}", whole)
     try:
         shape = build(BeatsShape, {f.name: cfg[f.name] for f in fields(BeatsShape)})
-        sizes = published_sizes(shape)
+        sizes = published_sizes(shape) if shape.encoder_layers <= len(model) else {}
     except (KeyError, UserError, ZeroDivisionError) as error:
         raise refuse(f"a cfg without a usable {error}", "the cfg of a BEATs encoder") from None
+    if not sizes:
+        raise refuse(
+            f"{len(model)} tensors for {shape.encoder_layers} layers", "the weights of a whole encoder"
+        )
     for key, value in FIXED.items():
         if getattr(shape, key) != value:
             raise refuse(f"cfg.{key} = {getattr(shape, key)!r}", f"{value!r}, as all published BEATs have")
@@ -209,6 +213,7 @@ def _keep(kept: Path, path: Path, sha: str, shape: BeatsShape, weights: Weights)
 
 def _read_kept(kept: Path) -> tuple[BeatsShape, Weights] | None:
     """What an earlier conversion left, or None if there is none or it is not whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -216,7 +221,7 @@ def _read_kept(kept: Path) -> tuple[BeatsShape, Weights] | None:
         if content_digest(kept) != sidecar["sha256"]:
             return None
         return build(BeatsShape, sidecar["cfg"]), load_file(kept)
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, UserError, SafetensorError):
         return None
 
 

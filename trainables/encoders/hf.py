@@ -149,7 +149,9 @@ def load(config: EncoderConfig, cache_dir: Path | None = None) -> Backbone:
                 f"config.json says model_type {shape.get('model_type')!r} where {kind!r} is wanted"
             )
         with _quiet(transformers):
-            made_as = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
+            made_as = transformers.AutoConfig.from_pretrained(
+                path.parent, local_files_only=True, trust_remote_code=False
+            )
             for key in made_as.to_dict():
                 if "dropout" in key or "layerdrop" in key:
                     setattr(made_as, key, 0.0)

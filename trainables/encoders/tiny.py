@@ -164,8 +164,10 @@ def load_tiny(checkpoint: str | None) -> Tiny:
 
     path, sidecar = _files(checkpoint)
     try:
-        encoder = Tiny(build(TinyShape, json.loads(sidecar.read_text())["shape"]))
-        encoder.load_state_dict(load_file(path))
+        shape, weights = build(TinyShape, json.loads(sidecar.read_text())["shape"]), load_file(path)
+        _require_sizes(shape, weights)
+        encoder = Tiny(shape)
+        encoder.load_state_dict(weights)
         if not all(tensor.isfinite().all() for tensor in encoder.state_dict().values()):
             raise ValueError("weights that are not finite")
     except Exception as error:  # a wrong file fails in many ways, and all have one remedy
@@ -174,6 +176,26 @@ def load_tiny(checkpoint: str | None) -> Tiny:
             f"encoder.checkpoint = {str(path)!r}: not weights of the encoder tiny with their sidecar ({reason})"
         ) from error
     return encoder
+
+
+def _require_sizes(shape: TinyShape, weights: Mapping[str, Tensor]) -> None:
+    """What a sidecar claims is what the weights have, before memory is taken for it. Raises ValueError."""
+    s = shape
+    if not (0 < s.hop_s <= s.frame_s <= 1 and 1_000 <= s.sample_rate_hz <= 192_000 and s.patch_mels > 0):
+        raise ValueError("no features can be made with these frames and rates")
+    sizes = {
+        "embed.weight": (s.width, s.patch_frames * s.patch_mels),
+        "band_position": (s.num_mels // s.patch_mels, s.width),
+        "blocks.0.qkv.weight": (3 * s.width, s.width),
+    }
+    for name, size in sizes.items():
+        if tuple(weights[name].shape) != size:
+            raise ValueError(f"{name} is {list(weights[name].shape)}, where the sidecar says {list(size)}")
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if depth != s.depth or s.num_heads < 1 or s.width % s.num_heads:
+        raise ValueError(
+            f"{depth} blocks {s.width} wide, where the sidecar says {s.depth} with {s.num_heads} heads"
+        )
 
 
 def save_tiny(encoder: Tiny, path: Path, record: Mapping[str, object]) -> None:

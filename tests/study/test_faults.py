@@ -1,0 +1,150 @@
+"""Faults injected into a real study, one after the other, and what has to be true after all of them.
+
+Real signals to real processes, waiting on what the study's files say; `make test-faults`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from tests.study.conftest import SMALL, TinyStudy, cleaned_up
+
+pytestmark = pytest.mark.faults
+PATIENCE_S = 600
+LONG = "training.epochs=60"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStudy]:
+    """One slot of two workers, whose first trial is long enough to be disturbed."""
+    settings = [w for s in (*SMALL, "slots.workers=2", LONG, "confirm.seeds=0") for w in ("--set", s)]
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    with cleaned_up(
+        TinyStudy(tmp_path_factory.mktemp("faults"), ray_folder, settings=tuple(settings))
+    ) as made:
+        yield made
+
+
+def epochs(study: TinyStudy, job_id: str = "t0000") -> list[int]:
+    return [record["epoch"] for record in study.folder.records(job_id)]
+
+
+def processes(study: TinyStudy, title: str) -> set[int]:
+    return {pid for pid, line in study.processes().items() if line.startswith(f"ray::{title}")}
+
+
+def rank(study: TinyStudy, number: int) -> set[int]:
+    """The process of a rank, which says so in Ray's logs; none while its group is being replaced."""
+    found = set()
+    for pid in processes(study, "RayTrainWorker"):
+        for log in study.ray_folder.glob(f"ray/session_2*/logs/worker-*-{pid}.out"):
+            if f"rank {number} of 2 " in log.read_text():
+                found.add(pid)
+    return found
+
+
+VICTIMS: dict[str, Callable[[TinyStudy], set[int]]] = {
+    "a worker of rank 1": lambda study: rank(study, 1),
+    "a worker of rank 0": lambda study: rank(study, 0),
+    "the controller of Ray Train": lambda study: processes(study, "TrainController"),
+    "the actor of the slot": lambda study: processes(study, "Slot"),
+}
+
+
+def test_a_trial_goes_on_after_each_of_its_processes_was_killed(study: TinyStudy) -> None:
+    driver = study.start("--trials", "2")
+    seconds = {}
+    for what, find in VICTIMS.items():
+        before = len(epochs(study))
+        study.wait_for(
+            lambda b=before, f=find: len(epochs(study)) > b and f(study),
+            f"an epoch before {what}",
+            PATIENCE_S,
+        )
+        (victim,) = find(study)
+        at = epochs(study)[-1]
+        os.kill(victim, signal.SIGKILL)
+        began = time.monotonic()
+        study.wait_for(
+            lambda v=victim, a=at: epochs(study)[-1] > a + 1 and v not in study.processes(),
+            f"life after {what}",
+            PATIENCE_S,
+        )
+        seconds[what] = round(time.monotonic() - began, 1)
+        assert driver.poll() is None
+        assert study.folder.result("t0000") is None, study.folder.result("t0000")
+        assert epochs(study) == list(range(1, epochs(study)[-1] + 1)), "an epoch is missing or was kept twice"
+    print(seconds)
+
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 130, err
+    assert "Traceback" not in err
+    assert "to go on, give the same command again" in err
+    study.wait_for(lambda: not study.processes(), "the end of every process", 60)
+
+
+def test_the_same_command_ends_the_study_and_everything_is_accounted_for(study: TinyStudy) -> None:
+    earlier = epochs(study)
+    assert earlier
+    done = study.run("--trials", "2", timeout_s=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert epochs(study)[: len(earlier)] == earlier
+    assert_accounted_for(study, trials=2)
+
+
+def assert_accounted_for(study: TinyStudy, trials: int) -> None:
+    """No trial twice and none missing, in the files, in Optuna and in MLflow; nothing runs any more."""
+    folder = study.folder
+    jobs = folder.job_ids()
+    assert [i for i in jobs if re.fullmatch(r"t\d{4}", i)] == [f"t{n:04d}" for n in range(trials)]
+    for job_id in jobs:
+        result = folder.result(job_id)
+        assert result is not None, job_id
+        assert result["state"] in ("finished", "stopped"), (job_id, result["reason"])
+        told = epochs(study, job_id)
+        assert told == list(range(1, len(told) + 1)), job_id
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(folder.path / "optuna.journal"))
+    )
+    states = [t.state.name for t in optuna.load_study(study_name="search", storage=storage).trials]
+    assert len(states) == trials
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    runs = study.runs()
+    children = [run["trial_id"] for run in runs if "trial_id" in run]
+    assert sorted(children) == sorted(jobs)
+    assert {run["status"] for run in runs} == {"FINISHED"}
+    best = max(r["metrics"]["official"] for r in map(folder.result, jobs) if r and r["state"] == "finished")
+    assert best > 0
+    study.wait_for(lambda: not study.processes(), "the end of every process", 100)
+    with contextlib.suppress(FileNotFoundError):
+        assert not list((study.ray_folder / "ray").glob("session_2*"))
+
+
+def test_two_drivers_and_the_lock_of_a_dead_one(study: TinyStudy, capsys: Any) -> None:
+    from study import run
+
+    driver = study.start("--trials", "3")
+    holder = study.folder.path / "driver.json"
+    study.wait_for(lambda: f'"pid": {driver.pid},' in holder.read_text(), "the lock", PATIENCE_S)
+    assert run.main(study.arguments("--trials", "3")) == 2
+    assert f"is being run by process {driver.pid} on " in capsys.readouterr().err
+    driver.kill()
+    driver.communicate()
+    assert holder.exists(), "what a dead driver leaves"
+    done = study.run("--trials", "3", timeout_s=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_accounted_for(study, trials=3)
+    shutil.rmtree(study.ray_folder, ignore_errors=True)
