@@ -1,9 +1,11 @@
 """What a study still has to run, job by job, and the bookkeeping when a job starts, reports and ends.
 
 In order: the jobs of ``before_search`` (what trials are measured against), the trials of the search, and, once
-every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations, in rounds). A job with
-a ``result.json`` is never handed out. The driver process is the only writer of records and results, and writes
-them before Optuna and the listeners hear of them: what a crash can lose is never more than the files know.
+every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations, in rounds). While one
+slot is at the first job, which computes what all are scored with, the next slot has a trial already, which trains
+meanwhile. A job with a ``result.json`` is never handed out. The driver process is the only writer of records and
+results, and writes them before Optuna and the listeners hear of them: what a crash can lose is never more than the
+files know.
 
 A job that fails, fails alone. A job whose slot is lost goes back on the agenda and continues from its
 checkpoint, twice at most. A job that could not write, because a disk is full or read-only, stops the study with
@@ -95,6 +97,7 @@ class Agenda:
         gives no new one. ``num_workers`` is what a result says when the slot's reports do not."""
         self.search, self.folder = search, search.folder
         self._first = deque(job for job in before_search if self._is_new(job))
+        self._asked = False  # for a trial, in this run
         self._after_search = after_search
         self._rounds_left = num_rounds
         self._queue: deque[Job] | None = None  # jobs of the second stage; None while the search lasts
@@ -115,11 +118,15 @@ class Agenda:
             StudyFailed: the search is over and none of its trials succeeded, or its first trials all failed.
         """
         self.check()
-        for waiting in (self._again, self._first):
-            if waiting:
-                return self._begin(waiting.popleft())
+        if self._again:
+            return self._begin(self._again.popleft())
+        if self._first and (self._asked or not self._live):
+            return self._begin(self._first.popleft())
         if self._queue is None:
+            self._asked = True
             job = self.search.ask()
+            if job is None and self._first:
+                job = self._first.popleft()
             if job is not None:
                 return self._begin(job)
             if self._live:

@@ -16,11 +16,9 @@ import importlib
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +40,7 @@ from trainables.files import no_room  # noqa: E402
 if TYPE_CHECKING:
     from study.config import StudyConfig
     from study.probe import Probe
+    from study.rendering import Rendering
     from study.search import Search
 
 FLUSH_S, HURRIED_FLUSH_S = 60.0, 5.0  # how long the end of a study waits for MLflow; when interrupted
@@ -117,6 +116,7 @@ def run(command: Command) -> int:
     from study import trial_store
     from study.preflight import preflight
     from study.provenance import describe, hardware
+    from study.rendering import Rendering, render_corpus
 
     config, folder = command.config, StudyFolder(command.folder)
     print(f"study {config.name}; results in {command.folder}", flush=True)
@@ -136,7 +136,7 @@ def run(command: Command) -> int:
             folder.write_study(study)
             return search_and_report(command, folder, study, search)
         print("starting Ray and the workers, which takes about a minute", flush=True)
-        corpus = Background(lambda: render_corpus(command))
+        rendering = Rendering(command, over=search is not None and search.over)
 
         from study.cluster import attach_or_start
 
@@ -146,7 +146,7 @@ def run(command: Command) -> int:
             folder.write_study(study)
             print(cluster.text, flush=True)
             search = search or open_search(command, folder)
-            code = search_and_report(command, folder, study, search, corpus=corpus)
+            code = search_and_report(command, folder, study, search, rendering=rendering)
             cluster.failed = code != 0
             return code
 
@@ -179,17 +179,17 @@ def search_and_report(
     study: dict[str, Any],
     search: Search | Probe,
     *,
-    corpus: Background | None = None,
+    rendering: Rendering | None = None,
 ) -> int:
-    """Everything that needs Ray, unless there is no ``corpus`` to train on, then the findings."""
+    """Everything that needs Ray, unless there is no ``rendering`` to train on, then the findings."""
     from search_spaces import systems_of
     from study.agenda import StudyFailed
     from study.tracking import Tracker
 
     config = command.config
-    if corpus:
+    if rendering:
         importlib.import_module("study.tuning")  # heavy, and the tracker's thread imports as well
-    patience_s = TRACKING_PATIENCE_S if corpus else 0.0
+    patience_s = TRACKING_PATIENCE_S if rendering else 0.0
     tracker = Tracker(command.tracking_uri, config.name, folder, patience_s=patience_s)
     what = f"{config.search.trials} trials of {' and '.join(systems_of(config.system))}"
     if config.system == FROZEN:
@@ -197,8 +197,8 @@ def search_and_report(
     tracker.start(study, f"{what} on {config.corpus.kind}.")
     status, code, flush_s = "FAILED", 1, FLUSH_S
     try:
-        if corpus:
-            run_all_jobs(command, folder, search, tracker, corpus)
+        if rendering:
+            run_all_jobs(command, folder, search, tracker, rendering)
         report(command, folder, tracker)
         print(f"\nfindings   {command.folder / 'findings.md'}", flush=True)
         status, code = "FINISHED", 0
@@ -237,12 +237,12 @@ def report(command: Command, folder: StudyFolder, tracker: Any) -> None:
 
 
 def run_all_jobs(
-    command: Command, folder: StudyFolder, search: Search | Probe, tracker: Any, corpus: Background
+    command: Command, folder: StudyFolder, search: Search | Probe, tracker: Any, rendering: Rendering
 ) -> None:
     """References, trials and confirmations on warm slots. Raises StudyFailed if no trial works.
 
-    The slots start while the ``corpus`` is still being made. Their workers wait for it, and if it cannot be made, the
-    run ends with that error before a job has.
+    The slots start while the corpus is still being made. Their workers wait for what they need of it, and if it cannot
+    be made, the run ends with that error before a job has.
     """
     from study.confirm import confirm_jobs
     from study.probe import Probe
@@ -262,6 +262,7 @@ def run_all_jobs(
         progress.say(f"going on: {len(earlier)} jobs have ended already")
 
     def after_search() -> list[dict[str, Any]]:
+        rendering.hold_out()
         jobs = confirm_jobs(config, folder)
         progress.confirming(jobs)
         return jobs
@@ -272,8 +273,8 @@ def run_all_jobs(
         slot_class(config.slots, storage=command.folder / "slots"),
         before_search=first_jobs(command, folder),
         after_search=after_search,
-        listeners=[tracker, progress],
-        watch=corpus.check,
+        listeners=[tracker, progress, rendering],
+        watch=rendering.check,
     )
 
 
@@ -350,40 +351,6 @@ def browser_command(command: Command) -> str:
         if usual and Path(sys.prefix) == ROOT / ".venv"
         else ui_command(command.tracking_uri, command.storage)
     )
-
-
-class Background:
-    """A piece of work beside the start of Ray and of the slots; ``check`` raises what it raised."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
-
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-
-def render_corpus(command: Command) -> None:
-    """Render the corpus into the cache if it is not there, with a word about it when it takes long."""
-    from trainables.data.corpus import open_corpus
-
-    spoke = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal spoke
-        if time.monotonic() - spoke > 5:
-            spoke = time.monotonic()
-            print(f"preparing the corpus: {done} of {total} clips", flush=True)
-
-    open_corpus(command.config.corpus, command.storage / "cache", progress)
 
 
 if __name__ == "__main__":

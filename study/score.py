@@ -266,7 +266,7 @@ def corpus_waves(config: StudyConfig, cache_dir: Path, machine: str) -> tuple[li
 
     from trainables.data.corpus import open_corpus
 
-    corpus = open_corpus(config.corpus, cache_dir)
+    corpus = open_corpus(config.corpus, cache_dir, now=())
     index = corpus.select(role="machine", name=machine, split="train", label="normal")
     return [corpus.waves_NT[i] for i in index], np.array([corpus.clips[i].domain == "target" for i in index])
 

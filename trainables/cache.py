@@ -4,7 +4,8 @@ The frozen teacher's embeddings of every clean machine clip and noise segment ar
 ingredients of the oracle; the features of the evaluation mixtures are the input of every scoring; the frozen
 teacher's and the oracle's tables are what every trial is measured against. Each lies in one file named by the
 identity of what it was computed from, appears only when whole, and is recomputed when it does not match its
-checksum. Several processes may ask at once: one computes, the others wait or do another part meanwhile.
+checksum. Several processes may ask at once: one computes, the others wait or do another part meanwhile. A part is
+computed when it is first wanted, so that a trial can train while the tables it is measured against are being made.
 
 Shape legend: N clips, U of them in use, R mixtures, T samples, F frames, M mel bins, P time patches, B bands,
 D width, E embedding.
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -38,31 +39,80 @@ MOST_S = 600.0  # of audio that is embedded at once
 NUM_KEPT = 4  # materials that a process keeps at hand: search, and a few seeds of confirm
 
 
+Blocks = tuple[int, Iterable[np.ndarray]]  # rows in all, and the array in pieces along its first axis
+
+
 @dataclass(frozen=True)
 class Materials:
     """Everything a trial reads: immutable and shared by all trials of one process.
 
-    ``target_NE`` holds teacher embeddings of the training clips, found through ``target_row`` (clip -> row, -1 when
-    absent); ``target_NPBD`` their tokens, None for trials that do not align them (of BEATs 1.5 MB for ten seconds,
-    60 times the embedding). ``target_std_E`` and ``target_std_D`` are the deviations of either that put the alignment
-    loss on a common scale. ``train_machine`` and ``train_noise`` are the clips that train.
-    ``feature_RFM`` is None when the mixtures' features exceed ``scoring.feature_cache_gb``. ``reference`` holds the
-    tables of ``teacher`` and, where mixtures are made here, ``oracle``. All large arrays are mapped files, and
-    ``folder`` is where they lie.
+    ``target_row`` finds the row of a training clip among the targets (-1 for other clips). ``train_machine`` and
+    ``train_noise`` are the clips that train. ``parts`` are the large arrays by name, each with its file and what
+    computes it; reading one computes it if nobody has yet. All of them are mapped files, and ``folder`` is where they
+    lie.
     """
 
     corpus: Corpus
     plan: Plan
-    target_NE: np.ndarray
-    target_NPBD: np.ndarray | None
     target_row: np.ndarray
-    target_std_E: Tensor
-    target_std_D: Tensor | None
     train_machine: np.ndarray
     train_noise: np.ndarray
-    feature_RFM: np.ndarray | None
-    reference: dict[str, list[Row]]
+    parts: Mapping[str, tuple[Path, Callable[[], Blocks]]]
     folder: Path
+    _made: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def make(self, *names: str) -> None:
+        """Compute what nobody has yet of these parts (all of them), sharing the work with other processes.
+
+        Raises:
+            UserError: no space.
+        """
+        wanted = {
+            name: part
+            for name, part in self.parts.items()
+            if not names or name in names
+            if name not in self._made
+        }
+        made = make_all(dict(wanted.values()))
+        self._made.update({name: made[path] for name, (path, _) in wanted.items()})
+
+    @property
+    def target_NE(self) -> np.ndarray:
+        """Teacher embeddings of the training clips."""
+        return self._part("targets")
+
+    @property
+    def target_NPBD(self) -> np.ndarray | None:
+        """Their tokens, None for trials that do not align them (of BEATs 1.5 MB for ten seconds, 60 times the
+        embedding)."""
+        return self._part("tokens") if "tokens" in self.parts else None
+
+    @cached_property
+    def target_std_E(self) -> Tensor:
+        """Deviations of the embeddings, which put the alignment loss on a common scale."""
+        return teacher_scale(torch.from_numpy(self.target_NE))
+
+    @cached_property
+    def target_std_D(self) -> Tensor | None:
+        """Likewise of the tokens."""
+        tokens_NPBD = self.target_NPBD
+        return None if tokens_NPBD is None else teacher_scale(torch.from_numpy(tokens_NPBD).flatten(0, 2))
+
+    @property
+    def feature_RFM(self) -> np.ndarray | None:
+        """Features of the plan's mixtures, None when they exceed ``scoring.feature_cache_gb``."""
+        return self._part("features") if "features" in self.parts else None
+
+    @cached_property
+    def reference(self) -> dict[str, list[Row]]:
+        """The tables of ``teacher`` and, where mixtures are made here, ``oracle``."""
+        tables: dict[str, list[Row]] = json.loads(bytes(self._part("scores")))
+        return tables
+
+    def _part(self, name: str) -> np.ndarray:
+        if name not in self._made:
+            self.make(name)
+        return self._made[name]
 
     def __deepcopy__(self, memo: dict[int, object]) -> Materials:
         return self  # a copy of a system (the mean of its weights) reads the same materials
@@ -77,7 +127,7 @@ _kept: dict[str, Materials] = {}
 
 
 def prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
-    """The materials of a trial, computed if nobody has yet.
+    """The materials of a trial. Nothing but the corpus is computed before it is read or ``make`` asks for it.
 
     The training seed does not matter here, nor do ``params`` but for ``align_level``: ``tokens`` wants them kept.
 
@@ -118,14 +168,15 @@ def clips_at_once(trial: TrialConfig) -> int:
 def _prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Materials:
     encoder = load_encoder(trial.encoder, cache_dir).to(device).eval()
     encoder.check_clips(trial.corpus)
-    corpus = open_corpus(trial.corpus, cache_dir)
+    corpus = open_corpus(trial.corpus, cache_dir, split=trial.split, now=())
     plan = make_plan(corpus, split=trial.split, seed=scoring_seed(trial), bands_db=trial.scoring.bands_db)
     maker = _Maker(corpus, plan, encoder, trial, device)
     teacher = encoder_digest(trial.encoder)
     scored = {"oracle_lambda": trial.scoring.oracle_lambda, "revision": SCORES_REVISION}
+    # each before those that are computed from it
     parts: dict[str, tuple[Callable[[], Blocks], str]] = {
-        "targets": (maker.targets, digest([corpus.digest, teacher, "pooled"])),
         "tokens": (maker.tokens, digest([corpus.digest, teacher])),
+        "targets": (maker.targets, digest([corpus.digest, teacher, "pooled"])),
         "features": (maker.features, digest([plan.digest, encoder.feature_digest])),
         "scores": (maker.reference, digest([plan.digest, teacher, scored])),
     }
@@ -133,32 +184,24 @@ def _prepare(trial: TrialConfig, cache_dir: Path, device: torch.device) -> Mater
         del parts["features"]
     if not aligns_tokens(trial):
         del parts["tokens"]
-    paths = {name: cache_dir / f"{name}-{key}.npy" for name, (_, key) in parts.items()}
-    made = make_all({paths[name]: make for name, (make, _) in parts.items()})
     row = np.full(len(corpus.clips), -1)
     row[maker.training] = np.arange(len(maker.training))
-    tokens = made[paths["tokens"]] if "tokens" in paths else None
-    return Materials(
+    maker.materials = Materials(
         corpus=corpus,
         plan=plan,
-        target_NE=made[paths["targets"]],
-        target_NPBD=tokens,
         target_row=row,
-        target_std_E=teacher_scale(torch.from_numpy(made[paths["targets"]])),
-        target_std_D=None if tokens is None else teacher_scale(torch.from_numpy(tokens).flatten(0, 2)),
         train_machine=maker.machines,
         train_noise=maker.noises,
-        feature_RFM=made[paths["features"]] if "features" in paths else None,
-        reference=json.loads(bytes(made[paths["scores"]])),
+        parts={name: (cache_dir / f"{name}-{key}.npy", make) for name, (make, key) in parts.items()},
         folder=cache_dir,
     )
-
-
-Blocks = tuple[int, Iterable[np.ndarray]]  # rows in all, and the array in pieces along its first axis
+    return maker.materials
 
 
 class _Maker:
-    """Computes the shared parts from the frozen encoder, piece by piece."""
+    """Computes the shared parts from the frozen encoder, piece by piece; one from another where that is kept."""
+
+    materials: Materials
 
     def __init__(
         self, corpus: Corpus, plan: Plan, encoder: Encoder, trial: TrialConfig, device: torch.device
@@ -179,7 +222,13 @@ class _Maker:
 
     def targets(self) -> Blocks:
         """Teacher embeddings [N, E] of the clips that train."""
-        return len(self.training), (self._embedded(i) for i in self._chunks(self.training))
+        tokens_NPBD = self.materials.target_NPBD
+        if tokens_NPBD is None:
+            return len(self.training), (self._embedded(i) for i in self._chunks(self.training))
+        return len(self.training), (
+            self._pooled(torch.from_numpy(tokens_NPBD[n]))
+            for n in self._chunks(np.arange(len(self.training)))
+        )
 
     def tokens(self) -> Blocks:
         """Teacher tokens [N, P, B, D] of the clips that train."""
@@ -196,10 +245,11 @@ class _Maker:
 
         The oracle is kNN on the convex mix of clean and noise embeddings (arXiv 2510.25182, "embedding mixture").
         """
-        plan, encoder = self.plan, self.encoder
+        plan, encoder, feature_RFM = self.plan, self.encoder, self.materials.feature_RFM
         emb_RE = np.empty((len(plan.clip_R), encoder.embedding_size), np.float32)
         for r in self._chunks(np.arange(len(plan.clip_R))):
-            emb_RE[r] = encoder.pool(encoder.tokens(self._mixtures(r))).cpu().numpy()
+            feature = self._mixtures(r) if feature_RFM is None else torch.from_numpy(feature_RFM[r])
+            emb_RE[r] = self._pooled(encoder.tokens(feature.to(self.device)))
         tables = {"teacher": score_plan(plan, self.corpus, emb_RE, num_bands=encoder.num_bands)}
         if "oracle" in plan.evaluation.references:
             used = np.unique(np.concatenate([plan.clip_R, plan.noise_R]))
@@ -213,7 +263,10 @@ class _Maker:
         return len(content), [content]
 
     def _embedded(self, index: np.ndarray) -> np.ndarray:
-        return self.encoder.pool(self._tokens(index)).cpu().numpy()
+        return self._pooled(self._tokens(index))
+
+    def _pooled(self, tokens: Tensor) -> np.ndarray:
+        return self.encoder.pool(tokens.to(self.device)).cpu().numpy()
 
     @torch.no_grad()
     def _tokens(self, index: np.ndarray) -> Tensor:

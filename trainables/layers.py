@@ -64,7 +64,7 @@ def _embeddings(trial: TrialConfig, cache_dir: Path) -> tuple[Corpus, Plan, Enco
     device = pick_device(trial.training.device)
     encoder = load_encoder(trial.encoder, cache_dir).to(device).eval()
     encoder.check_clips(trial.corpus)
-    corpus = open_corpus(trial.corpus, cache_dir)
+    corpus = open_corpus(trial.corpus, cache_dir, split=trial.split, now=())
     plan = make_plan(corpus, split=trial.split, seed=scoring_seed(trial), bands_db=trial.scoring.bands_db)
     whole = replace(trial.encoder, layer=0, pooling="bands")  # the same file for every layer and pooling
     path = cache_dir / f"layers-{digest([plan.digest, encoder_digest(whole)])}.npy"

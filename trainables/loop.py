@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from trainables.autoencoder import autoencoder_record
 from trainables.cache import Materials, clips_at_once, mixture_features, prepare
@@ -42,7 +41,7 @@ from trainables.params import Number
 from trainables.scoring.backends import backends
 from trainables.scoring.grid import Row, gap_metric, score_plan, summarise
 from trainables.settings import TrialConfig, check_limits
-from trainables.system import System, find_systems
+from trainables.system import System, find_systems, running_mean
 
 AUTOENCODER = "autoencoder"  # the challenge's baseline: its own detector, and no student
 CLIP_NORM = 1.0  # largest norm of a step's gradient
@@ -79,6 +78,8 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
     device = pick_device(trial.training.device)
     begun = time.perf_counter()
     materials = prepare(trial, cache_dir, device)
+    if trial.system in find_systems():
+        materials.make("tokens", "targets")  # what scoring reads may be in the making elsewhere meanwhile
     prepare_s = time.perf_counter() - begun
     if trial.system == "frozen":
         record = reference_record(trial, materials)
@@ -100,14 +101,16 @@ def _train(trial: TrialConfig, cache_dir: Path, checkpoint_dir: Path | None) -> 
         begun = time.perf_counter()
         metrics = run.train_epoch(epoch)
         trained = time.perf_counter()
+        materials.make()
+        made = time.perf_counter()
         table = run.score(epoch)
         if rank == 0:
             scored = summarise(table, trial.scoring.backend)
             metrics |= scored | gap_metric(scored, materials.reference, table, trial.scoring)
-            metrics["train_s"], metrics["scoring_s"] = trained - begun, time.perf_counter() - trained
-            metrics["prepare_s"], prepare_s = prepare_s, 0.0
-            num_examples = trial.training.steps_per_epoch * trial.training.batch_size
-            metrics["examples_per_s"] = num_examples / metrics["train_s"]
+            metrics["train_s"], metrics["scoring_s"] = trained - begun, time.perf_counter() - made
+            metrics["prepare_s"], prepare_s = prepare_s + made - trained, 0.0
+            num_steps = trial.training.steps_per_epoch
+            metrics["examples_per_s"] = num_steps * trial.training.batch_size / metrics["train_s"]
             metrics["epoch_s"] = time.perf_counter() - begun
             metrics |= run.size()
             if own := summarise(table, BACKEND):
@@ -169,21 +172,6 @@ def _bare(record: Record) -> Record:
     return {key: record[key] for key in ("epoch", "epochs", "done")}
 
 
-def _running_mean(system: nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential mean of a module's weights over steps (Polyak averaging), None for a decay of 0.
-
-    Until ``1 / (1 - decay)`` steps are done it is the plain mean, so that it does not hang on to the start.
-    """
-    if not decay:
-        return None
-
-    @torch.no_grad()
-    def update(mean: Any, current: Any, num_averaged: Any) -> None:
-        torch._foreach_lerp_(mean, current, max(1 - decay, 1 / (int(num_averaged) + 1)))
-
-    return AveragedModel(system, multi_avg_fn=update)
-
-
 class _Run:
     """The moving parts of one trial: student, weighting, optimizer and curriculum, and how they are saved."""
 
@@ -199,7 +187,7 @@ class _Run:
         # beside the model and outside DDP: it agrees with the other ranks by itself
         self.weighting = loss_weighting(trial.params, self.system.losses).to(device)
         # what is scored and saved: the running mean of the weights where there is one
-        self.averaged = _running_mean(self.system, trial.training.ema_decay)
+        self.averaged = running_mean(self.system, trial.training.ema_decay)
         self.judged: System = self.averaged.module if self.averaged is not None else self.system  # type: ignore[assignment]
         self.model: nn.Module = self.system
         if world > 1:

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import trainables
 from trainables.draws import Draw
@@ -90,3 +92,18 @@ def find_systems() -> dict[str, type[System]]:
             if own and issubclass(value, System) and value is not System:
                 found[info.name] = value
     return found
+
+
+def running_mean(system: nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential mean of a module's weights over steps (Polyak averaging), None for a decay of 0.
+
+    Until ``1 / (1 - decay)`` steps are done it is the plain mean, so that it does not hang on to the start.
+    """
+    if not decay:
+        return None
+
+    @torch.no_grad()
+    def update(mean: Any, current: Any, num_averaged: Any) -> None:
+        torch._foreach_lerp_(mean, current, max(1 - decay, 1 / (int(num_averaged) + 1)))
+
+    return AveragedModel(system, multi_avg_fn=update)

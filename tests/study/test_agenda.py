@@ -129,6 +129,43 @@ def test_the_confirmation_waits_for_the_last_trial(tmp_path: Path) -> None:
     assert Counter(t.state.name for t in agenda.search.study.get_trials()) == {"COMPLETE": 2, "PRUNED": 1}
 
 
+def references(path: Path, *names: str) -> list[dict[str, Any]]:
+    return [
+        build_job(
+            config(0), StudyFolder(path), job_id=f"b-{name}", role="baseline", params={}, cache_dir=path
+        )
+        for name in names
+    ]
+
+
+def test_a_second_slot_trains_while_the_first_computes_what_all_are_scored_with(tmp_path: Path) -> None:
+    agenda = open_agenda(tmp_path, 2, before_search=references(tmp_path, "oracle", "teacher", "autoencoder"))
+    jobs = [agenda.next() for _ in range(5)]
+    assert [job["id"] for job in jobs] == ["b-oracle", "t0000", "b-teacher", "b-autoencoder", "t0001"]
+    assert agenda.next() is None
+    for job in jobs:
+        play(agenda, job)
+    assert agenda.next() is None
+    assert agenda.over
+
+
+def test_one_slot_has_the_references_first(tmp_path: Path) -> None:
+    agenda = open_agenda(tmp_path, 1, before_search=references(tmp_path, "oracle", "teacher"))
+    order = []
+    while (job := agenda.next()) is not None:
+        order.append(job["id"])
+        play(agenda, job)
+    assert order == ["b-oracle", "b-teacher", "t0000"]
+
+
+def test_references_are_made_up_for_when_every_trial_has_ended(tmp_path: Path) -> None:
+    agenda = open_agenda(tmp_path, 1)
+    play(agenda, agenda.next())
+    assert agenda.next() is None
+    agenda = open_agenda(tmp_path, 1, before_search=references(tmp_path, "oracle", "teacher"))
+    assert [agenda.next()["id"] for _ in range(2)] == ["b-oracle", "b-teacher"]
+
+
 def test_results_say_what_happened(tmp_path: Path) -> None:
     agenda = open_agenda(tmp_path)
     diary = Diary(agenda.folder)

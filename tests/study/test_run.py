@@ -401,13 +401,13 @@ def test_the_tracker_hears_of_every_end(
     asked = parse(["--storage", str(tmp_path)])
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    folder, made = StudyFolder(asked.folder), command.Background(lambda: None)
+    folder, made = StudyFolder(asked.folder), object()
     try:
         if code is None:
             with pytest.raises(type(error)):
-                command.search_and_report(asked, folder, {}, search=None, corpus=made)  # type: ignore[arg-type]
+                command.search_and_report(asked, folder, {}, search=None, rendering=made)  # type: ignore[arg-type]
         else:
-            assert command.search_and_report(asked, folder, {}, search=None, corpus=made) == code  # type: ignore[arg-type]
+            assert command.search_and_report(asked, folder, {}, search=None, rendering=made) == code  # type: ignore[arg-type]
             assert "error: the study failed: every trial failed" in capsys.readouterr().err
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert ignored == isinstance(error, KeyboardInterrupt)

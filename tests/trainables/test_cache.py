@@ -37,7 +37,7 @@ def filled(trial, cache_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("filled")
     for file in cache_dir.glob("corpus-*"):
         shutil.copy(file, folder)
-    cache.prepare(trial, folder, CPU)
+    cache.prepare(trial, folder, CPU).make()
     return folder
 
 
@@ -109,7 +109,7 @@ def test_seeds_of_confirm_have_mixtures_of_their_own(trial):
 
 def test_nothing_is_computed_twice(trial, own_cache, monkeypatch):
     names = made(monkeypatch)
-    cache.prepare(trial, own_cache, CPU)
+    cache.prepare(trial, own_cache, CPU).make()
     assert names == []
 
 
@@ -122,11 +122,10 @@ def flip(path, at):
 
 def test_what_trials_share_is_mapped_and_not_read(trial, own_cache):
     materials = cache.prepare(trial, own_cache, CPU)
-    shared = {name: value for name, value in vars(materials).items() if name[:7] in ("target_", "feature")}
-    kept = [value for value in shared.values() if isinstance(value, np.ndarray)]
-    assert len(kept) >= 3
-    for array in kept:
-        assert array is materials.target_row or isinstance(array, np.memmap)
+    materials.make()
+    assert set(materials._made) == {"targets", "features", "scores"}
+    for array in (*materials._made.values(), materials.target_NE, materials.feature_RFM):
+        assert isinstance(array, np.memmap)
     for name in ("targets", "features", "scores"):
         assert arrays(own_cache, name)[0].with_suffix(".crc").is_file()
 
@@ -160,7 +159,7 @@ def test_damaged_files_are_made_again(trial, own_cache, monkeypatch, damage):
     path.with_name(f"{path.name}.1.partial").write_text("left by a process that died")
     damage(path)
     names = made(monkeypatch)
-    cache.prepare(trial, own_cache, CPU)
+    cache.prepare(trial, own_cache, CPU).make()
     assert names == ["targets"]
     assert path.read_bytes() == before
     assert not list(own_cache.glob("*.partial"))
@@ -179,7 +178,7 @@ def test_a_full_disk_is_one_line(trial, own_cache, monkeypatch):
     with pytest.raises(
         UserError, match=r"cannot hold features-\w+.npy \(No space left on device\); free space"
     ) as caught:
-        cache.prepare(trial, own_cache, CPU)
+        cache.prepare(trial, own_cache, CPU).make()
     assert "\n" not in str(caught.value)
     assert not list(own_cache.glob("*.partial"))
     assert not arrays(own_cache, "features")
@@ -196,6 +195,7 @@ cache._save = lambda path, *rest: names.append(path.name.split("-")[0]) or save(
 print("ready", flush=True)
 sys.stdin.readline()
 materials = cache.prepare(build(TrialConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"))
+materials.make()
 print(json.dumps([names, float(materials.target_NE.sum(dtype="float64"))]), flush=True)
 """
 
@@ -308,6 +308,7 @@ def test_another_checkpoint_has_features_and_targets_of_its_own(trial, own_cache
     own = replace(trial, encoder=EncoderConfig(checkpoint=str(tmp_path / "other.safetensors")))
     names = made(monkeypatch)
     theirs = cache.prepare(own, own_cache, CPU)
+    theirs.make()
     assert sorted(names) == ["features", "scores", "targets"]
     ours = cache.prepare(trial, own_cache, CPU)
     shift = 1 / other.shape.feature_std

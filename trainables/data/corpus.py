@@ -1,11 +1,14 @@
 """A corpus: equally long, level-normalised clips of machines and of noise, and who may see which.
 
 A *source* (the built-in factory, stems listed by a manifest, DCASE folders) lists its clips and renders one
-at a time. ``open_corpus`` renders every clip once into a memory-mapped array that all processes of a study
-share, so the second opening reads no audio. The array appears under its final name only when it is whole: a
+at a time. ``open_corpus`` renders every clip once into memory-mapped arrays that all processes of a study
+share, so the second opening reads no audio. An array appears under its final name only when it is whole: a
 process that dies while writing leaves nothing that could be mistaken for a corpus.
 
-Shape legend: N clips, T samples.
+Where a source says so, clips that are needed later lie in arrays of their own (``Waves``): a study trains before the
+machines that confirm are rendered, and a corpus that is opened for the search cannot read them at all.
+
+Shape legend: N clips, T samples, I the clips that are asked for.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +30,7 @@ from trainables.settings import CorpusConfig, digest
 SILENCE_RMS = 1e-6  # full scale is 1: quieter than a 16-bit recording's last digit, so nothing to normalise
 SHORTEST_S, LONGEST_S = 0.1, 600.0
 LOWEST_HZ, HIGHEST_HZ = 1_000, 192_000
+PARTS = ("train", "search", "confirm")  # in the order in which a study needs them
 NUM_PROBED = 16  # clips of a cached corpus that are looked at before it is trusted
 
 
@@ -60,10 +64,12 @@ class Source(Protocol):
 
     ``year`` is None where machine and noise are apart and are mixed here, else the challenge whose recordings these
     are: mixed already, and scored as they are by that year's rule. ``files`` are digests of the content of the files
-    it reads, by name; empty where a study's settings cover them.
+    it reads, by name; empty where a study's settings cover them. ``parts`` names for each clip the one of ``PARTS``
+    in which a study first needs it; empty where all clips are rendered at once, because any of them may be unusable.
     """
 
     clips: tuple[Clip, ...]
+    parts: tuple[str, ...]
     roles: MachineRoles
     year: int | None
     identity: str
@@ -111,7 +117,7 @@ class Corpus:
     """Clips and their waves [N, T] (float32, unit RMS, read-only), with the machines' roles; ``year`` as in Source."""
 
     clips: tuple[Clip, ...]
-    waves_NT: np.ndarray
+    waves_NT: np.ndarray | Waves
     roles: MachineRoles
     sample_rate_hz: int
     digest: str
@@ -166,26 +172,43 @@ def open_source(config: CorpusConfig, cache_dir: Path | None = None) -> Source:
 
 
 def open_corpus(
-    config: CorpusConfig, cache_dir: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    config: CorpusConfig,
+    cache_dir: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    split: str = "confirm",
+    now: Collection[str] = PARTS,
 ) -> Corpus:
-    """Render what is not yet rendered and map it.
+    """Map the corpus, and render what is not yet rendered.
 
     Args:
         cache_dir: folder shared by the processes of a study.
         progress: called with (clips done, clips in all) while rendering.
+        split: ``search`` gives a corpus that cannot read the part ``confirm``.
+        now: parts that are there when this returns; others are rendered when a clip of them is read. A corpus without
+            parts is always whole.
 
     Raises:
         UserError: a clip that cannot be read, holds NaN, or is silent (the message names its file); no space.
     """
     source = open_source(config, cache_dir)
     key = digest({"identity": source.identity, "clip_s": config.clip_s, "rate": config.sample_rate_hz})
-    path = cache_dir / f"corpus-{key}.npy"
-    shape = (len(source.clips), round(config.clip_s * config.sample_rate_hz))
-    with exclusive(path):
-        waves = _map(path, shape)
-        if waves is None:
-            _render(source, path, shape, progress)
-            waves = np.lib.format.open_memmap(path, mode="r")
+    num_samples = round(config.clip_s * config.sample_rate_hz)
+    waves: np.ndarray | Waves
+    if source.parts:
+        parts = {name: np.flatnonzero(np.array(source.parts) == name) for name in PARTS}
+        files = {
+            name: _File(source, cache_dir / f"corpus-{key}-{name}.npy", index, num_samples)
+            for name, index in parts.items()
+        }
+        waves = Waves(files, {name for name in PARTS if split == "confirm" or name != "confirm"})
+        done, total = 0, sum(len(parts[name]) for name in now)
+        for name in now:
+            files[name].open(lambda i, _, done=done: progress(done + i, total))  # type: ignore[misc]
+            done += len(parts[name])
+    else:
+        whole = np.arange(len(source.clips))
+        waves = _File(source, cache_dir / f"corpus-{key}.npy", whole, num_samples).open(progress)
     roles = {name: sorted(value) for name, value in dataclasses.asdict(source.roles).items()}
     return Corpus(
         clips=source.clips,
@@ -196,6 +219,70 @@ def open_corpus(
         notes=source.notes,
         year=source.year,
     )
+
+
+@dataclass(frozen=True)
+class _File:
+    """The array of the clips ``index`` of a source."""
+
+    source: Source
+    path: Path
+    index: np.ndarray
+    num_samples: int
+
+    def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
+        """The array, mapped; rendered if nobody has. Raises as ``open_corpus``."""
+        shape = len(self.index), self.num_samples
+        with exclusive(self.path):
+            waves = _map(self.path, shape)
+            if waves is None:
+                _render(self.source, self.path, self.index, shape, progress)
+                waves = np.lib.format.open_memmap(self.path, mode="r")
+        return waves
+
+
+class Waves:
+    """Waves [N, T] (float32, read-only) that lie in several files, indexed by clip as an array is.
+
+    A part is rendered when a clip of it is first read, unless somebody has done so. Reading a clip of a part that is
+    not among ``allowed`` raises PermissionError.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, files: Mapping[str, _File], allowed: Collection[str]) -> None:
+        self._files, self._allowed = list(files.items()), allowed
+        self._open: dict[int, np.ndarray] = {}
+        count = sum(len(file.index) for file in files.values())
+        self.shape = count, next(iter(files.values())).num_samples
+        self._file, self._row = np.empty(count, np.intp), np.empty(count, np.intp)
+        for number, file in enumerate(files.values()):
+            self._file[file.index], self._row[file.index] = number, np.arange(len(file.index))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """One clip [T], or several [I, T]."""
+        file, row = self._file[index], self._row[index]
+        numbers = np.unique(file)
+        if len(numbers) == 1:
+            return self._array(int(numbers[0]))[row]
+        found_IT = np.empty((len(file), self.shape[1]), np.float32)
+        for number in numbers:
+            found_IT[file == number] = self._array(int(number))[row[file == number]]
+        return found_IT
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def _array(self, number: int) -> np.ndarray:
+        if number not in self._open:
+            name, file = self._files[number]
+            if name not in self._allowed:
+                raise PermissionError(f"{file.path.name}: these clips are kept for the confirmation")
+            self._open[number] = file.open()
+        return self._open[number]
 
 
 def _map(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
@@ -212,7 +299,13 @@ def _map(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return waves if np.all(np.abs(rms - 1) < 1e-3) else None  # every clip has unit RMS
 
 
-def _render(source: Source, path: Path, shape: tuple[int, int], progress: Callable[[int, int], None]) -> None:
+def _render(
+    source: Source,
+    path: Path,
+    clips: np.ndarray,
+    shape: tuple[int, int],
+    progress: Callable[[int, int], None],
+) -> None:
     for left in path.parent.glob(f"{path.name}.*.partial"):
         left.unlink(missing_ok=True)  # of a process that died: while the lock is ours nobody else writes
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -221,12 +314,15 @@ def _render(source: Source, path: Path, shape: tuple[int, int], progress: Callab
         # written, not mapped: a full disk then is an error here, where a mapped page would end the process
         with open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for index, clip in enumerate(source.clips):
-                file.write(normalise(source.render(index), clip.origin, shape[1]).tobytes())
-                progress(index + 1, shape[0])
+            for done, index in enumerate(clips, 1):
+                wave_T = source.render(int(index))
+                file.write(normalise(wave_T, source.clips[index].origin, shape[1]).tobytes())
+                progress(done, shape[0])
             file.flush()
             os.fsync(file.fileno())
-        write_atomically(path.with_suffix(".json"), json.dumps([dataclasses.asdict(c) for c in source.clips]))
+        write_atomically(
+            path.with_suffix(".json"), json.dumps([dataclasses.asdict(source.clips[i]) for i in clips])
+        )
         os.replace(partial, path)
     except OSError as error:
         if not no_room(error):

@@ -58,6 +58,7 @@ class DcaseSource:
         assert config.root is not None
         self._config = config
         self.year: int | None = config.year
+        self.parts: tuple[str, ...] = ()
         files, bare, supplements, unlabelled = Listing(config).read()
         self.roles, notes = _roles(files, config.seed)
         keep = {*self.roles.train, *self.roles.search, *self.roles.confirm}

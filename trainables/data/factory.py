@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from trainables.data import designs
-from trainables.data.corpus import Clip, MachineRoles
+from trainables.data.corpus import PARTS, Clip, MachineRoles
 from trainables.data.physics import render
 from trainables.errors import UserError
 from trainables.settings import CorpusConfig, digest
@@ -48,6 +48,13 @@ class FactorySource:
         self.files: Mapping[str, str] = {}
         self.identity = digest({"factory": REVISION, "seed": config.seed, "clips": config.clips_per_machine})
         self.clips = tuple(self._machine_clips() + self._noise_clips())
+        self.parts = tuple(map(self._part, self.clips))
+
+    def _part(self, clip: Clip) -> str:
+        """Every student trains on the same machines and noise; test noise is for scoring, in either split."""
+        if clip.role == "noise":
+            return "train" if clip.split == "train" else "search"
+        return next(part for part in PARTS if clip.name in getattr(self.roles, part))
 
     def _machine_clips(self) -> list[Clip]:
         num_bank = self._config.clips_per_machine

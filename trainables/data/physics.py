@@ -14,6 +14,7 @@ levels are amplitudes, of no unit because clips are level-normalised.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,12 +143,18 @@ def band_noise(
     rng: np.random.Generator, num_samples: int, rate_hz: int, band_hz: Band, tilt: float = 0.0
 ) -> Wave:
     """Unit-RMS noise [T] between two frequencies with soft edges; ``tilt`` in powers of 1/f (1 is pink)."""
-    f = np.fft.rfftfreq(num_samples, 1 / rate_hz)
-    shape = 1 / (1 + (band_hz[0] / np.maximum(f, 1.0)) ** 6) / (1 + (f / band_hz[1]) ** 8)
-    shape *= np.maximum(f, 20.0) ** (-tilt / 2)
-    spectrum = np.fft.rfft(rng.standard_normal(num_samples, np.float32)) * shape
+    shape_F = _band_shape(num_samples, rate_hz, band_hz, tilt)
+    spectrum = np.fft.rfft(rng.standard_normal(num_samples, np.float32)) * shape_F
     wave = np.fft.irfft(spectrum, num_samples).astype(np.float32)
     return wave / np.float32(np.sqrt(np.mean(wave**2)) + 1e-12)
+
+
+@lru_cache(maxsize=64)  # of a tenth of a megabyte; its powers cost as much as a transform
+def _band_shape(num_samples: int, rate_hz: int, band_hz: Band, tilt: float) -> np.ndarray:
+    f = np.fft.rfftfreq(num_samples, 1 / rate_hz)
+    shape_F = 1 / (1 + (band_hz[0] / np.maximum(f, 1.0)) ** 6) / (1 + (f / band_hz[1]) ** 8)
+    shape_F *= np.maximum(f, 20.0) ** (-tilt / 2)
+    return shape_F
 
 
 def _swell(ratio: float, depth: float, turns_T: np.ndarray, rng: np.random.Generator) -> Wave | np.float32:

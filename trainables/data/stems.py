@@ -60,6 +60,7 @@ class StemsSource:
     def __init__(self, config: CorpusConfig, cache_dir: Path | None = None) -> None:
         self._config = config
         self.year: int | None = None
+        self.parts: tuple[str, ...] = ()
         rows = read_manifest(config.manifest)
         folder = Path(str(config.manifest)).resolve().parent
         paths = {row.path: _locate(row, folder, config.allow_outside) for row in rows}

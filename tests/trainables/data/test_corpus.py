@@ -240,6 +240,61 @@ def test_normalise_refuses_another_length(refusal) -> None:
         normalise(np.ones(3, np.float32), "x.wav", 4)
 
 
+FACTORY = CorpusConfig(clips_per_machine=8, clip_s=0.2, seed=5)
+
+
+def parts_in(cache: Path) -> list[str]:
+    return [path.stem.rpartition("-")[2] for path in arrays(cache)]
+
+
+def test_parts_are_rendered_apart_and_give_the_same_clips_as_one_by_one(tmp_path: Path) -> None:
+    source = open_source(FACTORY)
+    told: list[tuple[int, int]] = []
+    search = open_corpus(
+        FACTORY, tmp_path, lambda *done: told.append(done), split="search", now=("train", "search")
+    )
+    assert parts_in(tmp_path) == ["search", "train"]
+    count = sum(part != "confirm" for part in source.parts)
+    assert told == [(i, count) for i in range(1, count + 1)]
+    open_corpus(FACTORY, tmp_path, lambda *done: told.append(done), now=("confirm",))
+    late = len(source.clips) - count
+    assert told[count:] == [(i, late) for i in range(1, late + 1)]
+    whole = open_corpus(FACTORY, tmp_path, pytest.fail)
+    assert (whole.digest, whole.clips, whole.roles) == (search.digest, search.clips, search.roles)
+    assert whole.waves_NT.shape == (len(source.clips), 3200)
+    everything_NT = np.array(whole.waves_NT)
+    for index in (*range(0, len(source.clips), 41), len(source.clips) - 1):
+        wave_T = normalise(source.render(index), "x", 3200)
+        np.testing.assert_array_equal(wave_T, everything_NT[index])
+        np.testing.assert_array_equal(wave_T, whole.waves_NT[index])
+    mixed = np.random.default_rng(0).permutation(len(source.clips))
+    np.testing.assert_array_equal(whole.waves_NT[mixed], everything_NT[mixed])
+
+
+def test_a_corpus_for_the_search_cannot_read_what_is_held_out(tmp_path: Path) -> None:
+    open_corpus(FACTORY, tmp_path)
+    corpus = open_corpus(FACTORY, tmp_path, split="search")
+    seen = corpus.visible(np.arange(len(corpus.clips)), "search")
+    held = np.setdiff1d(np.arange(len(corpus.clips)), seen)
+    assert {corpus.clips[i].name for i in held} == {*corpus.roles.confirm}
+    assert len(corpus.waves_NT[seen]) == len(seen)
+    for index in (held[0], held[[3, 4]], np.append(seen[:3], held[-1])):
+        with pytest.raises(PermissionError, match="kept for the confirmation"):
+            corpus.waves_NT[index]
+    assert len(open_corpus(FACTORY, tmp_path).waves_NT[held]) == len(held)
+
+
+def test_a_part_is_rendered_when_a_clip_of_it_is_read(tmp_path: Path) -> None:
+    corpus = open_corpus(FACTORY, tmp_path, now=())
+    assert parts_in(tmp_path) == []
+    bank = corpus.select(role="machine", name=corpus.roles.confirm[0], split="train")
+    assert corpus.waves_NT[bank].shape == (len(bank), 3200)
+    assert parts_in(tmp_path) == ["confirm"]
+    damage_truncated(arrays(tmp_path)[0])
+    again = open_corpus(FACTORY, tmp_path, now=())
+    np.testing.assert_array_equal(again.waves_NT[bank], corpus.waves_NT[bank])
+
+
 def test_machines_that_confirm_are_not_seen_by_the_search(plant, tmp_path: Path) -> None:
     for name in ("fan", "saw", "mill"):
         for recording, label, split in (
