@@ -113,6 +113,39 @@ def test_nothing_is_computed_twice(trial, own_cache, monkeypatch):
     assert names == []
 
 
+def test_nothing_is_computed_before_it_is_wanted(trial, own_cache, monkeypatch):
+    for name in ("targets", "features", "scores"):
+        arrays(own_cache, name)[0].unlink()
+    names = made(monkeypatch)
+    materials = cache.prepare(trial, own_cache, CPU)
+    assert names == []
+    materials.make("tokens", "targets")  # what a trial trains on
+    assert names == ["targets"]
+    assert set(materials.reference) == {"teacher", "oracle"}
+    assert names == ["targets", "features", "scores"]  # each once, and one from the other
+    materials.make()
+    assert len(names) == 3
+
+
+def test_targets_are_the_same_from_tokens_that_are_kept(trial, own_cache, monkeypatch):
+    (path,) = arrays(own_cache, "targets")
+    before = path.read_bytes()
+    path.unlink()
+    aligned = cache.prepare(replace(trial, params={**trial.params, "align_level": "tokens"}), own_cache, CPU)
+    monkeypatch.setattr(cache._Maker, "_embedded", pytest.fail)
+    aligned.make("targets")
+    assert path.read_bytes() == before
+
+
+def test_a_search_trial_cannot_read_a_machine_that_confirms(trial, own_cache):
+    corpus = cache.prepare(trial, own_cache, CPU).corpus
+    held = corpus.select(role="machine", name=corpus.roles.confirm)
+    with pytest.raises(PermissionError):
+        corpus.waves_NT[held[:1]]
+    confirm = cache.prepare(replace(trial, split="confirm"), own_cache, CPU).corpus
+    assert len(confirm.waves_NT[held[:1]]) == 1
+
+
 def flip(path, at):
     """One bit of a byte: ``at`` is its place as a share of the file."""
     content = bytearray(path.read_bytes())

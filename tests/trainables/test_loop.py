@@ -65,7 +65,7 @@ def test_a_split_never_hears_the_machines_of_the_other(
 ):
     corpus = open_corpus(tiny_corpus, tmp_path)
     heard = Heard(corpus.waves_NT)
-    monkeypatch.setattr(cache, "open_corpus", lambda config, folder: replace(corpus, waves_NT=heard))
+    monkeypatch.setattr(cache, "open_corpus", lambda config, folder, **_: replace(corpus, waves_NT=heard))
     trial = small_trial("retain", split=split, epochs=1)
     trial = replace(
         trial, scoring=ScoringConfig(feature_cache_gb=0)
