@@ -64,6 +64,7 @@ class SlotsConfig:
 
     A trial fails when its workers died more than ``max_restarts`` times, or when it finishes no epoch for
     ``epoch_timeout_s``; the first epoch of a study includes what the cache holds afterwards.
+    With ``system_metrics`` each epoch also tells what its process took of the machine.
     """
 
     count: int = 2
@@ -73,6 +74,7 @@ class SlotsConfig:
     max_restarts: int = 3
     start_timeout_s: float = 600.0
     epoch_timeout_s: float = 10_800.0
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

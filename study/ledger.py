@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from study import run_text
@@ -85,7 +86,8 @@ class Ledger:
     def missing(self, folder: StudyFolder) -> Iterator[Event]:
         """Events that never reached the spool, from the study's folder: the driver died between the two.
 
-        They are marked ``missed``: by the time they are delivered, the study may have told the same itself.
+        They are marked ``missed``: by the time they are delivered, the study may have told the same itself. They bear
+        the times at which things happened, as far as the folder knows them.
         """
         for job_id in folder.job_ids():
             job, result, records = folder.job(job_id), folder.result(job_id), folder.records(job_id)
@@ -96,13 +98,25 @@ class Ledger:
                 if records:
                     events.append({"kind": "baseline", "job": public(job), "record": slim(records[-1])})
             elif result is not None or job_id in self.started:
-                events.append({"kind": "job_started", "job": public(job)})
-                events += [{"kind": "job_reported", "id": job_id, "record": slim(r)} for r in records]
+                began, ended = _times(result)
+                events.append({"kind": "job_started", "job": public(job), **began})
+                events += [
+                    {"kind": "job_reported", "id": job_id, "record": slim(r), **ended} for r in records
+                ]
                 if result is not None:
-                    events.append({"kind": "job_ended", "id": job_id, "result": slim(result)})
+                    events.append({"kind": "job_ended", "id": job_id, "result": slim(result), **ended})
             if result is not None or (job["role"] == "baseline" and records):
                 events.append({"kind": "table", "id": job_id})
             yield from (m for m in ({"missed": True, **event} for event in events) if not self.has(m))
+
+
+def _times(result: Mapping[str, Any] | None) -> tuple[dict[str, int], dict[str, int]]:
+    """When a job began and ended, in ms, each as an event's ``time``; nothing where the result does not say."""
+    try:
+        began = datetime.fromisoformat((result or {})["started"]).timestamp()
+        return {"time": int(1000 * began)}, {"time": int(1000 * (began + (result or {})["duration_s"]))}
+    except (KeyError, TypeError, ValueError):
+        return {}, {}
 
 
 def slim(record: Mapping[str, Any]) -> dict[str, Any]:

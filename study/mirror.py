@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from study import run_text
+from study import dataset, run_text, views
 from study.folder import StudyFolder
 from study.ledger import Ledger, recipe
 from study.spool import Event
@@ -132,28 +132,31 @@ class Mirror:
     def _start(self, event: Event) -> None:
         self.ledger.note(event)  # the study's identity, needed below
         self.forget()
-        # MLflow's own tags: which page opens first, what its charts show first, the text on top.
-        for key, value in (
-            ("mlflow.experimentKind", "custom_model_development"),
-            ("mlflow.experiment.primaryMetric.name", "official"),
-            ("mlflow.experiment.primaryMetric.greaterIsBetter", "True"),
-            ("mlflow.note.content", self.ledger.description[: run_text.MAX_TAG]),
-        ):
-            self._client.set_experiment_tag(self._experiment_id(), key, value)
         study = self.ledger.study
         config, versions = study.get("config") or {}, study.get("versions") or {}
+        # MLflow's own tags: its kind of pages, what its charts show first, its views, and the text on top.
+        for key, value in {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.experiment.primaryMetric.name": "official",
+            "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+            "mlflow.note.content": self._with_links()[: run_text.MAX_TAG],
+            **views.saved_views(str(config.get("system")), event["time"]),
+        }.items():
+            self._client.set_experiment_tag(self._experiment_id(), key, value)
         tags = {
             **{f"version.{name}": version for name, version in versions.items()},
             **{key: study.get(key) for key in ("identity", "command", "created")},
             **{key: config.get(key) for key in ("system", "preset")},
             "state": "running",
-            "mlflow.note.content": self.ledger.description,
+            "mlflow.note.content": run_text.study_note(self._with_links(), (), config),
             "mlflow.source.git.commit": None
             if versions.get("commit") == "unknown"
             else versions.get("commit"),
         }
         run_id = self._run(PARENT, event)
         self._log(run_id, tags=tags, params=run_text.params({"trial": config}))
+        confirms = (config.get("confirm") or {}).get("seeds")
+        self._log_data(run_id, dataset.SPLITS if confirms else dataset.SPLITS[:1])
         self._client.update_run(run_id, status="RUNNING")
 
     def _job_started(self, event: Event) -> None:
@@ -161,6 +164,7 @@ class Mirror:
         run_id = self._run(job["id"], event, job)
         tags = {"state": "running", "mlflow.parentRunId": self._run(PARENT, event)}
         self._log(run_id, tags=tags, params=run_text.params(job))
+        self._log_data(run_id, [(job.get("trial") or {}).get("split")])
         self._client.update_run(run_id, status="RUNNING")
 
     def _job_reported(self, event: Event) -> None:
@@ -216,7 +220,7 @@ class Mirror:
                 self._log(child_id, tags={"state": "interrupted"})
                 self._client.set_terminated(child_id, "KILLED", end_time=event["time"])
         ended = [(self._job(job_id), result) for job_id, result in self.ledger.ended.items()]
-        note = run_text.study_note(self.ledger.description, ended)
+        note = run_text.study_note(self._with_links(), ended, self.ledger.study.get("config"))
         self._log(run_id, tags={"mlflow.note.content": note, "state": event["status"].lower()})
         self._client.set_terminated(run_id, event["status"], end_time=event["time"])
 
@@ -294,6 +298,16 @@ class Mirror:
         if job is None:
             raise Refused(f"job {job_id} is not known")
         return job
+
+    def _with_links(self) -> str:
+        return f"{self.ledger.description} {views.links(self._experiment_id())}".strip()
+
+    def _log_data(self, run_id: str, splits: Iterable[str | None]) -> None:
+        """What the run has heard, among its inputs. The same input again changes nothing."""
+        data = self.ledger.study.get("data")  # studies of earlier versions did not say
+        inputs = [dataset.run_input(data, split) for split in splits if data and split in dataset.SPLITS]
+        if inputs:
+            self._client.log_inputs(run_id, datasets=inputs)
 
     def _log(
         self,

@@ -15,15 +15,17 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import search_spaces
 from study import cluster, resources
 from study.config import StudyConfig, validate
+from study.dataset import describe_data
 from study.tracking_uri import check, redact
 from trainables.data.corpus import Corpus, open_source
 from trainables.errors import UserError
@@ -57,13 +59,14 @@ print(json.dumps([backbone.num_layers, backbone.num_bands, backbone.source, load
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
     """What was found. ``corpus_identity`` changes with any sample, ``files`` are digests of the recordings by name;
-    ``notes`` belong under every table."""
+    ``notes`` belong under every table; ``data`` is the data set as MLflow lists it (``study/dataset.py``)."""
 
     corpus_identity: str
     files: Mapping[str, str]
     notes: tuple[str, ...]
     lines: tuple[str, ...]
     machines: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run: bool = False) -> Preflight:
@@ -119,6 +122,7 @@ def preflight(config: StudyConfig, storage: Path, tracking_uri: str, *, dry_run:
         notes=(*corpus.notes, *notes),
         lines=lines,
         machines=tuple(machine_table(corpus)),
+        data=describe_data(corpus, config.corpus),
     )
 
 

@@ -62,6 +62,7 @@ def describe(config: StudyConfig, folder: StudyFolder, found: Preflight) -> dict
         "corpus": found.corpus_identity,
         "files": file_digests(config),
         "grid": grid.REVISION,
+        "data": dict(found.data),
         "command": command_line(),
         "versions": {
             "python": platform.python_version(),

@@ -5,13 +5,18 @@ Whatever a record or a configuration holds, the results here respect MLflow's li
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import search_spaces
+from trainables.errors import UserError
+
 MAX_METRICS = 60
+SYSTEM_METRICS = "system/"  # MLflow's pages keep a tab for metrics of this name
 MAX_NAME = 250
 MAX_PARAM = 6000
 MAX_TAG = 5000  # of MLflow servers before 2.20; later ones take 8000
@@ -70,7 +75,7 @@ def _rank(name: str) -> int | None:
         return len(parts)
     if "/" not in name:
         return 2
-    return 4 if "loss" in name else None
+    return 4 if "loss" in name or name.startswith(SYSTEM_METRICS) else None
 
 
 def tags(values: Mapping[str, Any]) -> dict[str, str]:
@@ -90,20 +95,45 @@ def job_note(job: Job, study_name: str, result: Mapping[str, Any] | None = None)
         text += f", published recipe or reference *{job['baseline']}*"
     if job.get("label"):
         text += f": {job['label']}"
+    # MLflow's pages fold what follows the first lines: what came out is among these.
+    parts = [f"{text}.", _outcome(result) if result is not None else "", _choices(job), _circumstances(job)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _choices(job: Job) -> str:
+    """What the trial chose, in the words of its search space; empty where there is nothing to choose."""
+    system, params = (job.get("trial") or {}).get("system"), job.get("params") or {}
+    if system not in search_spaces.SYSTEMS:
+        return ""
+    with contextlib.suppress(
+        UserError, LookupError, TypeError, ValueError
+    ):  # what training refuses has no words
+        words = str(search_spaces.load(system).explain(params))
+        return f"{words[0].upper()}{words[1:]}."
+    return ""
+
+
+def _circumstances(job: Job) -> str:
     fixed = flatten(job.get("trial") or {})
-    facts = [
+    epochs, steps = fixed.get("training.epochs"), fixed.get("training.steps_per_epoch")
+    trained = [f"{epochs} epochs" + (f" of {steps} steps" if steps else "")] if epochs else []
+    trained += [f"seed {fixed['seed']}"] if fixed.get("seed") is not None else []
+    if fixed.get("system") == "frozen":
+        trained = []
+    elif job["role"] == "baseline":
+        trained = trained[1:]  # it has a length of its own
+    where = [
         f"{label} {fixed[key]}"
-        for key, label in (
-            ("corpus.kind", "corpus"),
-            ("encoder.name", "encoder"),
-            ("training.epochs", "epochs"),
-            ("seed", "seed"),
-            ("split", "scored on machines of split"),
-        )
-        if fixed.get(key) is not None and not (key == "training.epochs" and job["role"] == "baseline")
+        for key, label in (("corpus.kind", "corpus"), ("encoder.name", "encoder"))
+        if fixed.get(key) is not None
     ]
-    text += f".\n\n{', '.join(facts).capitalize()}." if facts else "."
-    return text + (f"\n\n{_outcome(result)}" if result is not None else "")
+    if fixed.get("split") is not None:
+        where.insert(0, f"the machines of split {fixed['split']}")
+    sentences = [
+        f"Trained with {', '.join(trained)}" if trained else "",
+        f"Scored on {', '.join(where)}" if where else "",
+    ]
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
 def _outcome(result: Mapping[str, Any]) -> str:
@@ -120,36 +150,48 @@ def _outcome(result: Mapping[str, Any]) -> str:
         text += f": {result['reason']}"
     values = metrics(result)
     if "official" in values:
+        text += f". Official score {values['official']:.1f} of 100"
         bands = [
             f"{band} SNR {values[f'{band}/official']:.1f}"
             for band in ("low", "mid", "high")
             if f"{band}/official" in values
         ]
-        text += f". Official score {values['official']:.1f} of 100" + (
-            f" ({', '.join(bands)})" if bands else ""
-        )
+        text += f" ({', '.join(bands)})" if bands else ""
         if "gap_closed" in values:
-            text += f"; {100 * values['gap_closed']:.0f} % of the teacher-to-oracle gap closed at low SNR"
+            gap = 100 * values["gap_closed"]
+            text += (
+                f"; {gap:.0f} % of the teacher-to-oracle gap closed at low SNR"
+                if gap >= 0
+                else f"; at low SNR worse than the frozen teacher, by {-gap:.0f} % of its gap to the oracle"
+            )
     return text + "."
 
 
-def study_note(description: str, ended: Iterable[tuple[Job, Mapping[str, Any]]]) -> str:
-    """Markdown: the study, how many of its jobs ended how, the best search trial beside the references."""
+def study_note(
+    description: str, ended: Iterable[tuple[Job, Mapping[str, Any]]], config: Mapping[str, Any] | None = None
+) -> str:
+    """Markdown: the study, how many of its jobs ended how, the best trial beside the references, and what the
+    confirmation found on machines that no trial has seen."""
     by_state: dict[str, int] = {}
     scores: list[tuple[float, Job]] = []
+    confirmed: dict[str, list[float]] = {}
     for job, result in ended:
         if job["role"] != "baseline":
             by_state[str(result.get("state"))] = by_state.get(str(result.get("state")), 0) + 1
         value = metrics(result).get("official")
-        if value is not None and job["role"] != "confirm" and result.get("state") == "finished":
+        if value is None or result.get("state") != "finished":
+            continue
+        if job["role"] != "confirm":
             scores.append((value, job))
-    if not by_state and not scores:
-        return description
-    lines = [
-        f"Runs: {', '.join(f'{count} {state}' for state, count in sorted(by_state.items()))}."
-        if by_state
-        else ""
-    ]
+        elif group := re.fullmatch(r"c-(.+)-s\d+", str(job["id"])):
+            confirmed.setdefault(group[1], []).append(value)
+    lines = [description]  # then what came out, because MLflow's pages fold what follows the first lines
+    if confirmed:
+        means = sorted(((sum(v) / len(v), who, len(v)) for who, v in confirmed.items()), reverse=True)
+        told = ", ".join(f"{who} {mean:.1f}" + (f" ({n} seeds)" if n > 1 else "") for mean, who, n in means)
+        lines.append(
+            f"**On machines that no trial has seen**, official: {told}. Intervals are in findings.md."
+        )
     trials = [(value, job) for value, job in scores if job["role"] == "trial"]
     if trials:
         value, job = max(trials, key=lambda pair: pair[0])
@@ -157,7 +199,24 @@ def study_note(description: str, ended: Iterable[tuple[Job, Mapping[str, Any]]])
     named = sorted((str(job["baseline"]), value) for value, job in scores if job.get("baseline"))
     if named:
         lines.append(f"References: {', '.join(f'{name} {value:.1f}' for name, value in named)}.")
-    return "\n\n".join(filter(None, [description, *lines]))
+    if by_state:
+        lines.append(f"Runs: {', '.join(f'{count} {state}' for state, count in sorted(by_state.items()))}.")
+    return "\n\n".join(filter(None, [*lines, _plan(config or {})]))
+
+
+def _plan(config: Mapping[str, Any]) -> str:
+    """What every trial of the study shares, and what comes after the search."""
+    fixed = flatten(config)
+    epochs, steps = fixed.get("training.epochs"), fixed.get("training.steps_per_epoch")
+    if not epochs or not steps or fixed.get("system") == "frozen":
+        return ""
+    text = f"A trial trains the encoder {fixed.get('encoder.name')} for {epochs} epochs of {steps} steps; "
+    text += "it is judged by the official score, in points, on the search machines."
+    seeds, recipes = fixed.get("confirm.seeds"), ", ".join(fixed.get("confirm.recipes") or ())
+    if seeds:
+        text += f" The best and {recipes or 'the references'} are then trained again with {seeds} seeds"
+        text += " and scored on machines that no trial has seen."
+    return text
 
 
 def _name(key: str) -> str:

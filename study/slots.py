@@ -194,7 +194,11 @@ class Slot(tune.Trainable):
         settings, began = self.settings, time.monotonic()
         trainer = Trainer(
             resident,
-            train_loop_config={"control": self._control, "gpus_per_worker": settings.gpus_per_worker},
+            train_loop_config={
+                "control": self._control,
+                "gpus_per_worker": settings.gpus_per_worker,
+                "system_metrics": settings.system_metrics,
+            },
             scaling_config=ScalingConfig(
                 num_workers=settings.workers,
                 use_gpu=settings.gpus_per_worker > 0,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from study.pristine import pristine
+from study.system_metrics import Meter
 from trainables.errors import TrialFailed, UserError
 from trainables.settings import TrialConfig, build
 
@@ -36,6 +37,7 @@ def resident(config: Mapping[str, Any]) -> None:
     """Take jobs from ``config["control"]`` until there are no more (Ray Train's training function).
 
     ``config["gpus_per_worker"]`` decides how ranks talk to each other: NCCL needs a whole GPU for each.
+    ``config["system_metrics"]`` says whether each record tells what the process takes of its machine.
     """
     import ray
     import ray.train
@@ -54,6 +56,7 @@ def resident(config: Mapping[str, Any]) -> None:
     gc.freeze()  # collecting garbage after each trial then takes a hundredth of the time
     if num_ranks > 1:
         _connect(rank, num_ranks, nccl=config["gpus_per_worker"] >= 1)
+    measure = Meter().read if config["system_metrics"] else dict
     seq, idle_since = 0, None
     while (taken := ray.get(control.take.remote(group, rank, seq))) is not None:
         seq, job = taken
@@ -64,7 +67,7 @@ def resident(config: Mapping[str, Any]) -> None:
             idle_since = time.monotonic()  # if this epoch is the last one
             return bool(ray.get(control.report.remote(group, seq, rank, record, idle_s)))
 
-        failure = run_job(job, report)
+        failure = run_job(job, report, measure)
         if failure is None:
             continue
         if not all(_alive(other) for other in ray.get(control.others.remote(group, rank))):
@@ -77,8 +80,13 @@ def resident(config: Mapping[str, Any]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def run_job(job: Mapping[str, Any], report: Callable[[Record], bool]) -> tuple[str, str] | None:
-    """Run one trial; ``report`` takes each record and says whether the trial goes on.
+def run_job(
+    job: Mapping[str, Any],
+    report: Callable[[Record], bool],
+    measure: Callable[[], dict[str, float]] = dict,
+) -> tuple[str, str] | None:
+    """Run one trial; ``report`` takes each record and says whether the trial goes on. What ``measure`` reads joins the
+    metrics of each.
 
     Returns:
         None, or why the trial failed: one line, and the traceback.
@@ -93,7 +101,7 @@ def run_job(job: Mapping[str, Any], report: Callable[[Record], bool]) -> tuple[s
         try:
             trial = build(TrialConfig, job["trial"])
             folders = {key: Path(job[key]) for key in ("cache_dir", "checkpoint_dir")}
-            _report_all(train(trial, **folders), report)
+            _report_all(train(trial, **folders), report, measure)
         except (Exception, SystemExit) as error:
             failure = _failure(error)
     return failure
@@ -105,7 +113,9 @@ def _failure(error: BaseException) -> tuple[str, str]:
     return describe(error), text
 
 
-def _report_all(records: Iterator[Record], report: Callable[[Record], bool]) -> None:
+def _report_all(
+    records: Iterator[Record], report: Callable[[Record], bool], measure: Callable[[], dict[str, float]]
+) -> None:
     done, epoch = False, 0
     try:
         for record in records:
@@ -114,6 +124,8 @@ def _report_all(records: Iterator[Record], report: Callable[[Record], bool]) -> 
                 record = json.loads(json.dumps(record))
             except (TypeError, ValueError) as error:
                 raise TypeError(f"the record of epoch {epoch} is not plain JSON: {error}") from error
+            if readings := measure():
+                record["metrics"].update(readings)
             if not report(record) or done:
                 return
     finally:

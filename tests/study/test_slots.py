@@ -164,6 +164,24 @@ def test_a_failure_is_one_line(
 
 
 @pytest.mark.usefixtures("toys")
+def test_each_epoch_tells_what_its_process_takes(make_job: Callable[..., Job]) -> None:
+    import ray  # noqa: F401  # brings psutil
+
+    from study.run_text import metrics
+    from study.system_metrics import Meter
+
+    records: list[dict[str, Any]] = []
+    job = make_job("a", "quick")
+    assert run_job(job, lambda record: not records.append(record), Meter().read) is None  # type: ignore[func-returns-value]
+    assert records
+    for record in records:
+        told = {name: value for name, value in metrics(record).items() if name.startswith("system/")}
+        assert told["system/process_memory_megabytes"] > 10
+        assert told["system/cpu_utilization_percentage"] >= 0
+        assert 0 < told["system/system_memory_usage_percentage"] <= 100
+
+
+@pytest.mark.usefixtures("toys")
 def test_nothing_leaks_into_the_next_trial(make_job: Callable[..., Job]) -> None:
     import toy_trials
 

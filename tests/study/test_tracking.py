@@ -330,3 +330,42 @@ def test_a_place_for_artifacts_that_fails_does_not_hold_up_the_rest(
     assert study.tracker.close(60) == 0  # and when closing, patience is shorter
     assert Spool(spool, "").num_refused() == 2
     assert {run.info.status for run in study.runs().values()} == {"FINISHED"}
+
+
+def test_runs_hold_their_data_set(study: Study) -> None:
+    data = {"name": "factory", "digest": "0123456789ab", "source": {"path": "/recordings/list.csv"}}
+    data |= {"counts": {"search": {"clips": 40}, "confirm": {"clips": 20}}}
+    trial, confirmation = job("t0001"), job("c-best-s0", role="confirm")
+    confirmation["trial"] = {**confirmation["trial"], "split": "confirm"}
+    config = {**study.json["config"], "confirm": {"seeds": 1}}
+    for _ in range(2):  # told again, nothing changes
+        study.open().start({**study.json, "data": data, "config": config}, "")
+        for a_job in (trial, confirmation):
+            study.begin(a_job)
+        assert study.tracker.close(60) == 0
+        (study.folder.path / "spool" / "cursors.json").unlink()
+    found = {
+        name: [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs]
+        for name, run in study.runs().items()
+    }
+    search, confirm = (
+        ("factory-search", "0123456789ab", "search"),
+        ("factory-confirm", "0123456789ab", "confirm"),
+    )
+    assert sorted(found.pop("quick")) == [confirm, search]
+    assert found == {"t0001": [search], "c-best-s0": [confirm]}
+    dataset = study.runs()["t0001"].inputs.dataset_inputs[0].dataset
+    assert json.loads(dataset.profile) == {"clips": 40}
+    assert "/recordings/list.csv" in dataset.source
+
+
+def test_a_job_found_in_the_folder_keeps_its_duration(study: Study) -> None:
+    trial = job("t0001")
+    study.folder.write_job(trial)
+    study.folder.append_record("t0001", record(1))
+    ended = {**result(1), "started": "2025-01-01T12:00:00+00:00", "duration_s": 41.5}
+    study.folder.write_result("t0001", ended)
+    study.tracker.start(study.json, "")
+    assert study.tracker.close(60) == 0
+    info = study.runs()["t0001"].info
+    assert (info.start_time, info.end_time - info.start_time) == (1_735_732_800_000, 41_500)
