@@ -210,4 +210,44 @@ def cache(runs: int) -> Line:
         step(targets)
 
     seconds = paired(lambda: step(kept), online, runs)
-    return line("cache", "student step, tiny, batch 32 x 2 s, targets cached", "teacher online", seconds, 1.6)
+    weights = sum(p.nbytes for p in teacher.parameters()) / 1e6
+    what = f"student step, tiny, batch 32 x 2 s, targets cached; {weights:.1f} MB of teacher's weights less"
+    return line("cache", what, "teacher online", seconds, 1.6) | {"saved_mb": weights}
+
+
+def idle(runs: int) -> Line:
+    """What mixing is of a student step: time in which no model computes. At most a twentieth."""
+    import numpy as np
+    import torch
+
+    from trainables.data.mixing import mix as mix_batch
+    from trainables.encoders.encoder import load_encoder
+    from trainables.settings import EncoderConfig
+
+    torch.set_num_threads(1)
+    student = load_encoder(EncoderConfig())
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.npy"
+        np.save(path, rng.standard_normal((2 * NUM_CLIPS, NUM_SAMPLES)).astype(np.float32))
+        corpus, snr_db = np.load(path, mmap_mode="r"), torch.zeros(NUM_CLIPS)
+        index = rng.permutation(len(corpus)).reshape(2, -1)
+
+        def draw() -> torch.Tensor:
+            return mix_batch(*(torch.from_numpy(corpus[part]) for part in index), snr_db)
+
+        def step() -> None:
+            student.tokens(student.features(draw())).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        seconds = paired(draw, step, runs)
+    made = line(
+        "idle",
+        f"mixing {NUM_CLIPS} clips of 2 s from the mapped corpus",
+        "a step of tiny on them",
+        seconds,
+        20.0,
+    )
+    return made | {"idle_share": made["value"] / made["comparator_value"]}

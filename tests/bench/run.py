@@ -1,6 +1,6 @@
 """Benchmarks: each line has a comparator that does the same work in the same run.
 
-    make bench                              # all, some four minutes: the turnaround of trials is most of it
+    make bench                              # all, some five minutes: the turnaround of trials is most of it
     python tests/bench/run.py knn mix       # some of them
     python tests/bench/run.py --short       # the quick ones, coarsely; fails only where something is badly slower
 
@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from encoder_lines import features, step  # noqa: E402
-from lines import Line, backends, cache, knn, line, mix, mix_memory  # noqa: E402
+from lines import Line, backends, cache, idle, knn, line, mix, mix_memory  # noqa: E402
+from scoring_line import scoring  # noqa: E402
 
 RUNS, SHORT_RUNS = 9, 3
 GROSS = 1 / 3  # of the target: less than this is a regression and no noise
@@ -53,8 +54,17 @@ def turnaround(runs: int) -> list[Line]:
     return lines
 
 
-SHORT: dict[str, Callable[[int], Line]] = {f.__name__: f for f in (knn, backends, mix, mix_memory, cache)}
-LONG: dict[str, Callable[[int], Line]] = {f.__name__: f for f in (features, step)}
+def search(runs: int) -> Line:
+    """What sampler and scheduler save; at least ten seeds."""
+    from search_line import search_line
+
+    return search_line(max(10, runs))
+
+
+SHORT: dict[str, Callable[[int], Line]] = {
+    f.__name__: f for f in (knn, backends, mix, mix_memory, cache, scoring)
+}
+LONG: dict[str, Callable[[int], Line]] = {f.__name__: f for f in (idle, features, step, search)}
 NAMES = (*SHORT, *LONG, turnaround.__name__)
 
 
@@ -91,8 +101,9 @@ def main() -> int:
 
 def _show(found: Line, out: Path) -> None:
     mark = "met" if found["met"] else "MISSED"
+    scale, unit = (1e3, "ms") if found["unit"] == "s" else (1, found["unit"][:2])
     print(
-        f"{found['bench']:<11} {found['value'] * 1e3:8.1f}ms {found['comparator_value'] * 1e3:9.1f}ms "
+        f"{found['bench']:<11} {found['value'] * scale:8.1f}{unit} {found['comparator_value'] * scale:9.1f}{unit} "
         f"{found['ratio']:6.2f}x {found['target']:5.1f}x {mark:<6} {found['what']}; {found['comparator']}",
         flush=True,
     )

@@ -17,11 +17,12 @@ def test_the_short_form_finds_no_gross_regression(tmp_path):
     )
     assert said.returncode == 0, said.stdout + said.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["bench"] for line in lines] == ["knn", "backends", "mix", "mix_memory", "cache"]
+    assert [line["bench"] for line in lines] == ["knn", "backends", "mix", "mix_memory", "cache", "scoring"]
     for line in lines:
         assert line["ratio"] == line["comparator_value"] / line["value"] > line["target"] / 3
         assert line["spread"][0] <= line["value"] <= line["spread"][1]
     assert lines[1]["peak_mb"] < 200  # of arithmetic on a bank of 25 MB
+    assert lines[4]["saved_mb"] > 1
 
 
 def test_an_unknown_benchmark_is_refused():
