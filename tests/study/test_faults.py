@@ -37,6 +37,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStudy]:
         yield made
 
 
+def wait(study: TinyStudy, driver: Any, happened: Callable[[], object], what: str) -> None:
+    """Until ``happened``, or the driver has ended."""
+    study.wait_for(lambda: happened() or driver.poll() is not None, what, PATIENCE_S)
+    assert driver.poll() is None, driver.communicate()
+
+
 def epochs(study: TinyStudy, job_id: str = "t0000") -> list[int]:
     return [record["epoch"] for record in study.folder.records(job_id)]
 
@@ -68,22 +74,19 @@ def test_a_trial_goes_on_after_each_of_its_processes_was_killed(study: TinyStudy
     seconds = {}
     for what, find in VICTIMS.items():
         before = len(epochs(study))
-        study.wait_for(
+        wait(
+            study,
+            driver,
             lambda b=before, f=find: len(epochs(study)) > b and f(study),
             f"an epoch before {what}",
-            PATIENCE_S,
         )
         (victim,) = find(study)
         at = epochs(study)[-1]
         os.kill(victim, signal.SIGKILL)
         began = time.monotonic()
-        study.wait_for(
-            lambda v=victim, a=at: epochs(study)[-1] > a + 1 and v not in study.processes(),
-            f"life after {what}",
-            PATIENCE_S,
-        )
+        alive = lambda v=victim, a=at: epochs(study)[-1] > a + 1 and v not in study.processes()  # noqa: E731
+        wait(study, driver, alive, f"life after {what}")
         seconds[what] = round(time.monotonic() - began, 1)
-        assert driver.poll() is None
         assert study.folder.result("t0000") is None, study.folder.result("t0000")
         assert epochs(study) == list(range(1, epochs(study)[-1] + 1)), "an epoch is missing or was kept twice"
     print(seconds)
@@ -138,7 +141,7 @@ def test_two_drivers_and_the_lock_of_a_dead_one(study: TinyStudy, capsys: Any) -
 
     driver = study.start("--trials", "3")
     holder = study.folder.path / "driver.json"
-    study.wait_for(lambda: f'"pid": {driver.pid},' in holder.read_text(), "the lock", PATIENCE_S)
+    wait(study, driver, lambda: f'"pid": {driver.pid},' in holder.read_text(), "the lock")
     assert run.main(study.arguments("--trials", "3")) == 2
     assert f"is being run by process {driver.pid} on " in capsys.readouterr().err
     driver.kill()
