@@ -25,7 +25,7 @@ from study.search import Search
 from study.spool import Spool
 from tests.garbage import MOST_BYTES, bad_text, mutated, peak_bytes, watched
 
-COUNTS = [60, pytest.param(1_000, marks=pytest.mark.faults)]
+COUNTS = [60, pytest.param(1_450, marks=pytest.mark.faults)]
 
 
 @pytest.fixture(autouse=True)
