@@ -156,6 +156,11 @@ def _gap(summary: Summary, best: Method) -> str:
     oracle = summary.versus("oracle", "teacher", summary.low)
     if oracle is None:
         return "The oracle was not scored on the held-out machines, so the share of its gap is unknown."
+    if best.gap_undefined:
+        return (
+            f"What share of the oracle's gap {name_of(best)} closes at {summary.low} SNR is undefined: an AUC of 0, its "
+            "own or a reference's, makes the harmonic mean 0 whatever the others are."
+        )
     if best.gap is None:
         return (
             f"At {summary.low} SNR the oracle does not score more than the frozen teacher "

@@ -1,4 +1,4 @@
-"""Figures of the held-out machines and of the best setting, as PNG files.
+"""Figures of the held-out machines, as PNG files, and the style that all figures share.
 
 Each function takes a ``Summary`` and returns a ``Figure``, or None when the study lacks what it shows. Figures are made
 without pyplot, so nothing global is touched and matplotlib is imported only when one is drawn. Colours mean the same
@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study import findings
+from study import findings, statistics
 from study.summary import CELL_TITLES, Method, Summary
-from trainables import lambda_schedules, snr_curricula
-from trainables.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-NUM_DRAWS = 20_000
 BEST, TEACHER, ORACLE, PALE, INK = "#1f5f99", "#8a8a8a", "#222222", "#c9d3dc", "#333333"
 COLOURS = {
     "teacher": TEACHER,
@@ -135,7 +132,7 @@ def band_curves(summary: Summary) -> Figure | None:
             paired = [method.versus_teacher.get(f"{subset}/{band}") for band in summary.bands]
             for x, e, d in zip(place, found, paired, strict=True):
                 if e is not None and d is not None and d.low is not None and d.high is not None:
-                    ends = [e.mean - d.mean + d.low, e.mean - d.mean + d.high]
+                    ends = [min(max(e.mean - d.mean + x, 0.0), 100.0) for x in (d.low, d.high)]
                     axis.plot([x + shift] * 2, ends, color=colour(summary, method), linewidth=0.9, alpha=0.8)
             axis.plot(
                 at + shift,
@@ -157,6 +154,65 @@ def band_curves(summary: Summary) -> Figure | None:
     made.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), (2, 4, 7)[len(subsets) - 1])
     )
+    return made
+
+
+def auc_curves(summary: Summary) -> Figure | None:
+    """AUC of each domain and pAUC over SNR bands, a row each, one panel per subset, held-out machines."""
+    rows = [m for m in summary.methods.values() if m.cells is not None]
+    subsets = [
+        s
+        for s in summary.evaluation.subsets
+        if any(s in {k[0] for k in m.cells.keys} for m in rows if m.cells)
+    ]
+    metrics = [
+        x
+        for x in summary.evaluation.metrics
+        if any(x in {k[2] for k in m.cells.keys} for m in rows if m.cells)
+    ]
+    if not (summary.bands and subsets and metrics):
+        return None
+    made, axes = figure(
+        3.1 * len(subsets) + 0.4,
+        2.3 * len(metrics) + 0.9,
+        len(metrics),
+        len(subsets),
+        sharex=True,
+        sharey="row",
+    )
+    place = np.arange(len(summary.bands), dtype=float)
+    for number, (line, metric) in enumerate(zip(axes, metrics, strict=True)):
+        for axis, subset in zip(line, subsets, strict=True):
+            for method in rows:
+                assert method.cells is not None
+                parts = [
+                    method.cells.where(subset=subset, band=band, metric=metric) for band in summary.bands
+                ]
+                values = [
+                    score if (score := statistics.plain(part)) is not None else np.nan for part in parts
+                ]
+                main = method.who in ("teacher", "oracle", summary.best_who)
+                axis.plot(
+                    place,
+                    values,
+                    color=colour(summary, method),
+                    label=method.title,
+                    linestyle="--" if method.who == "oracle" else "-",
+                    linewidth=2.0 if method.who == summary.best_who else 1.4 if main else 1.0,
+                    marker="o",
+                    markersize=4 if main else 2.5,
+                    zorder=3 if method.who == summary.best_who else 2,
+                )
+            axis.set_xticks(place, band_labels(summary))
+            axis.margins(x=0.1)
+            if number == 0:
+                axis.set_title(subset_title(subset))
+            if number == len(metrics) - 1:
+                axis.set_xlabel("SNR band")
+        line[0].set_ylabel(f"{CELL_TITLES[metric]}, points")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    columns = min(len(labels), (2, 4, 7)[len(subsets) - 1])
+    made.legend(handles, labels, loc="outside lower center", ncols=columns)
     return made
 
 
@@ -241,54 +297,3 @@ def machine_dots(summary: Summary) -> Figure | None:
         axis.set_xlabel("difference to the frozen teacher, points")
         axis.grid(axis="y", visible=False)
     return made
-
-
-def best_setting(summary: Summary) -> Figure | None:
-    """Lambda over SNR, and where the training SNRs of the best setting lie, over training."""
-    if summary.best is None:
-        return None
-    params = summary.best.params
-    try:
-        schedule = lambda_schedules.lambda_schedule(params)
-        curriculum = snr_curricula.snr_curriculum(params, summary.config.scoring.bands_db)
-        words = [lambda_schedules.describe(params), snr_curricula.describe(params)]
-    except UserError:
-        return None  # a system without these two
-    limits = summary.config.scoring.bands_db.values()
-    snr = np.linspace(min(low for low, _ in limits) - 5, max(high for _, high in limits), 200)
-    made, axes = figure(8.4, 3.5, 1, 2)
-    left, right = axes[0]
-    moving = not np.allclose(schedule(snr, 0.0), schedule(snr, 1.0))
-    shades = {0.0: "#a9c3da", 0.5: "#5f93bf", 1.0: BEST} if moving else {1.0: BEST}
-    for progress, shade in shades.items():
-        when = {0.0: "first step", 0.5: "half-way", 1.0: "last step"}[progress] if moving else "best setting"
-        left.plot(snr, schedule(snr, progress), color=shade, linewidth=1.8, label=when)
-    left.axhline(0.5, color=COLOURS["paper"], linewidth=1, linestyle="--", label="paper: 0.5")
-    left.set_ylim(-0.03, 1.03)
-    left.set_xlabel("SNR of the mixture, dB")
-    left.set_ylabel("lambda (share of the machine's target)")
-    left.set_title(_wrapped(words[0]))
-    left.legend(loc="best")
-    steps = np.linspace(0.0, 1.0, 41)
-    edges = np.arange(np.floor(snr[0]), np.ceil(snr[-1]) + 1.0, 1.0)
-    rng = np.random.default_rng(0)
-    counts = np.stack(
-        [np.histogram(curriculum.draw(rng, NUM_DRAWS, float(p)), edges)[0] / NUM_DRAWS for p in steps]
-    )
-    image = right.pcolormesh(
-        np.linspace(-0.0125, 1.0125, 42), edges, 100 * counts.T, cmap="Blues", vmin=0, shading="flat"
-    )
-    right.grid(False)
-    right.set_xlim(0, 1)
-    right.set_xlabel("training progress")
-    right.set_ylabel("SNR of training mixtures, dB")
-    paced = isinstance(curriculum, snr_curricula.SelfPaced)
-    right.set_title(_wrapped(words[1] + ("; drawn before any loss is known" if paced else "")))
-    made.colorbar(image, ax=right, label="% of examples per dB", pad=0.02)
-    return made
-
-
-def _wrapped(text: str, width: int = 46) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text[:1].upper() + text[1:], width))

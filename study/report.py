@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "study":
     sys.path[0] = str(ROOT)  # run as a script: the project's packages lie one folder up
 
-from study import findings, health, plots, search_plots  # noqa: E402
+from study import findings, health, plots, search_plots, setting_plots  # noqa: E402
 from study.confirm import FIRST_SEED  # noqa: E402
 from study.document import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page  # noqa: E402
 from study.folder import StudyFolder  # noqa: E402
@@ -42,9 +42,10 @@ logger = logging.getLogger(__name__)
 
 FIGURES: dict[str, plots.Draw] = {
     "bands.png": plots.band_curves,
+    "auc.png": plots.auc_curves,
     "heat_map.png": plots.heat_map,
     "machines.png": plots.machine_dots,
-    "best_setting.png": plots.best_setting,
+    "best_setting.png": setting_plots.best_setting,
     "importance.png": search_plots.importance_bars,
     "parallel.png": search_plots.parallel,
     "pareto.png": search_plots.pareto,
@@ -119,13 +120,16 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
     else:
         blocks += [Text("Nothing was scored on held-out machines, so there is no table of results.")]
     blocks += [Heading("For selection only: the search machines", 3), search_table(summary)]
-    if figures.keys() & {"bands.png", "heat_map.png", "machines.png"}:
+    if figures.keys() & {"bands.png", "auc.png", "heat_map.png", "machines.png"}:
         blocks += [
             Heading("Where the differences sit"),
             *picture(
                 "bands.png",
                 f"Official score over SNR bands for each subset, {summary.held_out}, mean of seeds. Bars: 95% interval "
                 "of the paired difference to the frozen teacher.",
+            ),
+            *picture(
+                "auc.png", f"AUC and pAUC over SNR bands for each subset, {summary.held_out}, mean of seeds."
             ),
             *picture(
                 "heat_map.png",
@@ -141,7 +145,8 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
             Text(f"{summary.best.trial_id}: {findings.explain(summary)}."),
             *picture(
                 "best_setting.png",
-                "Lambda over the SNR of a mixture, and the SNRs trained on, over training.",
+                "What it trains with, over SNR and over training, as far as its system has such curves; and each of its "
+                "values between the ends of what was searched.",
             ),
             Table(("parameter", "value"), tuple((k, _value(v)) for k, v in summary.best.params.items())),
         ]
@@ -189,18 +194,15 @@ def _cost(summary: Summary) -> list[Block]:
         runs = [run for run in summary.runs if run.role == role]
         if runs:
             states = [f"{n} {s}" for s in ("finished", "stopped", "failed", "open") if (n := _num(runs, s))]
-            rows.append(
-                (role, str(len(runs)), ", ".join(states), findings.hours(sum(r.worker_s for r in runs)))
-            )
-    total = findings.hours(sum(run.worker_s for run in summary.runs))
-    rows.append(("all", str(len(summary.runs)), "", total))
+            rows.append((role, str(len(runs)), ", ".join(states), _hours(runs)))
+    rows.append(("all", str(len(summary.runs)), "", _hours(summary.runs)))
     wall = elapsed_s(summary.runs)
     span = (
         f"From the first start to the last end: {wall / 60:.0f} minutes."
         if wall
         else "Start times are not recorded."
     )
-    blocks: list[Block] = [Table(("role", "jobs", "ended", "cost"), tuple(rows), (span,))]
+    blocks: list[Block] = [Table(("role", "jobs", "ended", "worker-hours"), tuple(rows), (span,))]
     failed = [run for run in summary.runs if run.state == "failed"]
     if failed:
         listed = tuple((r.id, r.label, str(r.epoch), r.reason or "no reason recorded") for r in failed)
@@ -208,6 +210,10 @@ def _cost(summary: Summary) -> list[Block]:
     else:
         blocks += [Text("No job failed.")]
     return blocks
+
+
+def _hours(runs: Sequence[Run]) -> str:
+    return f"{sum(run.worker_s for run in runs) / 3600:.3f}"
 
 
 def _num(runs: list[Run], state: str) -> int:

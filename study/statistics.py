@@ -145,6 +145,15 @@ def mean(cells: Cells, *, seed: int = 0) -> Estimate | None:
     )
 
 
+def plain(cells: Cells) -> float | None:
+    """The official score in points without an interval; None without cells."""
+    parts = _common([cells])
+    if parts is None:
+        return None
+    (score,), num_seeds, num_machines = parts
+    return float(score(np.ones((1, num_seeds)), np.ones((1, num_machines)))[0])
+
+
 def difference(method: Cells, reference: Cells, *, seed: int = 0, level: float = LEVEL) -> Estimate | None:
     """Paired difference method - reference in points over the seeds, machines and cells both have; None if none.
 
@@ -154,19 +163,22 @@ def difference(method: Cells, reference: Cells, *, seed: int = 0, level: float =
     if parts is None:
         return None
     (one, two), num_seeds, num_machines = parts
-    return _interval(
+    found = _interval(
         lambda v, w: one(v, w) - two(v, w), num_seeds, num_machines, seed, share=True, level=level
     )
+    low, high = (None if x is None else float(np.clip(x, -100.0, 100.0)) for x in (found.low, found.high))
+    return replace(found, low=low, high=high)
 
 
 def gap_closed(method: Cells, teacher: Cells, oracle: Cells, *, seed: int = 0) -> Estimate | None:
-    """Share (1 = all) of the way from teacher to oracle that the method goes; None if the oracle is not above.
+    """Share (1 = all) of the way from teacher to oracle that the method goes; None if the oracle is not above, or if a
+    cell of one of the three is ``collapsed``.
 
     The interval is Fieller's: the shares g for which (method - teacher) - g (oracle - teacher) may be zero. It does
     not exist where the gap itself may be zero; ``low`` and ``high`` are then None.
     """
     parts = _common([method, teacher, oracle])
-    if parts is None:
+    if parts is None or any(collapsed(cells) for cells in (method, teacher, oracle)):
         return None
     (one, two, three), num_seeds, num_machines = parts
 
@@ -188,6 +200,11 @@ def gap_closed(method: Cells, teacher: Cells, oracle: Cells, *, seed: int = 0) -
         quantile = _student([float(g @ c @ g) for c in both], num_seeds, num_machines)
         low, high = _fieller(a, b, sum(both[1:], both[0]), quantile)
     return Estimate(mean=a / b, low=low, high=high, num_seeds=num_seeds, num_machines=num_machines)
+
+
+def collapsed(cells: Cells) -> bool:
+    """Whether a cell is 0, which makes the harmonic mean of its seed 0 whatever the others are."""
+    return cells.harmonic and bool((cells.values_SMK <= SMALLEST).any())
 
 
 def _fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float | None, float | None]:

@@ -61,6 +61,7 @@ class Method:
 
     scores, versus_teacher: by ``""`` (all), band, subset and ``subset/band``, of recordings by ``""`` and cell
     (``s_auc``); the latter paired differences.
+    gap is None where the oracle is not ahead, and where an AUC of 0 leaves no share (``gap_undefined``).
     seeds: confirmed ones. search: metrics on the search machines, for selection only, of ``search_run``.
     """
 
@@ -71,6 +72,7 @@ class Method:
     scores: Mapping[str, Estimate]
     versus_teacher: Mapping[str, Estimate]
     gap: Estimate | None = None
+    gap_undefined: bool = False
     search: Mapping[str, float]
     search_run: Run | None = None
 
@@ -208,10 +210,11 @@ def _methods(
                 paired = statistics.difference(mine.where(**where), teacher.where(**where))
                 if paired is not None:
                     versus[key] = paired
-        gap = None
+        gap, undefined = None, False
         if mine is not None and teacher is not None and oracle is not None and who not in confirm.FROZEN:
             lowest = {"band": grid.focus}
-            gap = statistics.gap_closed(mine.where(**lowest), teacher.where(**lowest), oracle.where(**lowest))
+            trio = [cells.where(**lowest) for cells in (mine, teacher, oracle)]
+            gap, undefined = statistics.gap_closed(*trio), any(map(statistics.collapsed, trio))
         run = search_run(runs, who, chosen)
         found[who] = Method(
             who=who,
@@ -221,6 +224,7 @@ def _methods(
             scores=scores,
             versus_teacher=versus,
             gap=gap,
+            gap_undefined=undefined,
             search=run.metrics if run else {},
             search_run=run,
         )
@@ -269,11 +273,15 @@ def _cells(folder: StudyFolder, config: StudyConfig, runs: tuple[Run, ...], who:
 
 
 def _ranges(trial: Any) -> dict[str, tuple[float, float, bool]]:
-    """Low, high and whether logarithmic of a trial's numeric parameters."""
+    """Low, high and whether logarithmic of a trial's numeric parameters, numbers to choose from included."""
     return {
         name: (float(spec.low), float(spec.high), bool(spec.log))
         for name, spec in trial.distributions.items()
         if hasattr(spec, "low") and spec.high > spec.low
+    } | {
+        name: (float(min(spec.choices)), float(max(spec.choices)), min(spec.choices) > 0)
+        for name, spec in trial.distributions.items()
+        if len(getattr(spec, "choices", ())) > 2 and all(type(c) in (int, float) for c in spec.choices)
     }
 
 

@@ -68,6 +68,8 @@ def confirmed_table(summary: Summary) -> Table:
     header = ("held-out", *names.values(), *(["gap closed"] if oracle else []), "seeds")
     scored = f"{summary.held_out.capitalize()} ({', '.join(summary.machines)}). {intervals(summary)}"
     gap = f"Gap closed: share of the way from the frozen teacher to the oracle at {summary.low} SNR."
+    if any(method.gap_undefined for method in summary.methods.values()):
+        gap += " Undefined: one AUC is 0, which makes the harmonic mean 0 whatever the others are."
     notes = (scored, gap if oracle else "", unconfirmed(summary), *summary.notes)
     return Table(header, tuple(rows), tuple(note for note in notes if note), strong)
 
@@ -80,7 +82,9 @@ def unconfirmed(summary: Summary) -> str:
 
 
 def gap_cell(method: Method) -> str:
-    return {"teacher": "0%", "oracle": "100%"}.get(method.who) or percent(method.gap)
+    return {"teacher": "0%", "oracle": "100%"}.get(method.who) or (
+        "undefined" if method.gap_undefined else percent(method.gap)
+    )
 
 
 def paired_table(summary: Summary) -> Table:

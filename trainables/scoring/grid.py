@@ -261,18 +261,18 @@ def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
 def gap_metric(
     scored: Mapping[str, float], reference: Mapping[str, list[Row]], table: list[Row], scoring: ScoringConfig
 ) -> dict[str, float]:
-    """``gap_closed`` as a metric, where there is an oracle."""
-    if "oracle" not in reference:
-        return {}
-    return {"gap_closed": gap_closed(scored, reference, table, scoring)}
+    """``gap_closed`` as a metric, where there is an oracle and the share is defined."""
+    closed = gap_closed(scored, reference, table, scoring) if "oracle" in reference else None
+    return {} if closed is None else {"gap_closed": closed}
 
 
 def gap_closed(
     scored: Mapping[str, float], reference: Mapping[str, list[Row]], table: list[Row], scoring: ScoringConfig
-) -> float:
+) -> float | None:
     """Share of the teacher-to-oracle gap closed in the lowest SNR band, on the machines that ``table`` scored.
 
-    0 is the frozen teacher, 1 the oracle; 0 by definition where the oracle is not above the teacher.
+    0 is the frozen teacher, 1 the oracle; 0 by definition where the oracle is not above the teacher. None where one
+    of the three scores is 0: a single AUC of 0 makes a harmonic mean 0, and the share would tell of that cell alone.
     """
     key = f"{min(scoring.bands_db, key=lambda band: scoring.bands_db[band])}/official"
     machines = {row["machine"] for row in table}
@@ -280,5 +280,7 @@ def gap_closed(
         name: summarise([r for r in rows if r["machine"] in machines], scoring.backend)[key]
         for name, rows in reference.items()
     }
+    if min(scored[key], *low.values()) <= 0:
+        return None
     gap = low["oracle"] - low["teacher"]
     return (scored[key] - low["teacher"]) / gap if gap > 0 else 0.0
