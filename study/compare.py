@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.joint import SYSTEM
 from study import findings, plots, statistics
 from study.confirm import FROZEN, YARDSTICK
 from study.document import Block, Bullets, Heading, Picture, Table, Text, markdown, page
@@ -181,7 +182,7 @@ def comparison_table(group: Group) -> Table:
         share = (gap_cell(best) if best and best.scores else "-",) if oracle else ()
         values = _scores(best, names) if best else ["-"] * len(names)
         seeds = str(len(best.seeds)) if best else "0"
-        rows.append((rank, f"{member.name} ({member.config.system})", *values, *share, seeds, cost, setting))
+        rows.append((rank, f"{member.name} ({_system(member)})", *values, *share, seeds, cost, setting))
     header = (
         "rank",
         "held-out",
@@ -195,6 +196,13 @@ def comparison_table(group: Group) -> Table:
         "Equal ranks: the paired difference to the first includes zero.",
     )
     return Table((*header, "best setting"), tuple(rows), notes, strong)
+
+
+def _system(summary: Summary) -> str:
+    """The best setting's own system."""
+    return (
+        str(summary.best.params.get(SYSTEM, summary.config.system)) if summary.best else summary.config.system
+    )
 
 
 def _rank(group: Group, place: int) -> str:

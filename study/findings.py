@@ -158,8 +158,8 @@ def _gap(summary: Summary, best: Method) -> str:
         return "The oracle was not scored on the held-out machines, so the share of its gap is unknown."
     if best.gap_undefined:
         return (
-            f"What share of the oracle's gap {name_of(best)} closes at {summary.low} SNR is undefined: an AUC of 0, its "
-            "own or a reference's, makes the harmonic mean 0 whatever the others are."
+            f"What share of the oracle's gap {name_of(best)} closes at {summary.low} SNR is undefined: an AUC of 0, "
+            "its own or a reference's, makes the harmonic mean 0 whatever the others are."
         )
     if best.gap is None:
         return (

@@ -145,8 +145,8 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
             Text(f"{summary.best.trial_id}: {findings.explain(summary)}."),
             *picture(
                 "best_setting.png",
-                "What it trains with, over SNR and over training, as far as its system has such curves; and each of its "
-                "values between the ends of what was searched.",
+                "What it trains with, over SNR and over training, as far as its system has such curves; and each of "
+                "its values between the ends of what was searched.",
             ),
             Table(("parameter", "value"), tuple((k, _value(v)) for k, v in summary.best.params.items())),
         ]

@@ -15,6 +15,7 @@ import numpy as np
 
 import search_spaces
 from search_spaces.axes import Options, Range
+from search_spaces.joint import SYSTEM
 from study.plots import BEST, COLOURS, DPI, PALE
 from study.summary import Summary
 from trainables import lambda_schedules, snr_curricula
@@ -36,7 +37,7 @@ def best_setting(summary: Summary) -> Figure | None:
 
     params = summary.best.params
     panels = [p for p in (_lambda(summary, params), _stages(params), _curriculum(summary, params)) if p]
-    names = [name for name in params if name in search_spaces.load(summary.config.system).AXES]
+    names = [name for name in params if name in _space(summary).AXES]
     if not (panels or names):
         return None
     height = max(3.3 * len(panels), 1.0 + 0.3 * len(names))
@@ -133,20 +134,18 @@ def _stages(params: Mapping[str, Scalar]) -> Panel | None:
 def _places(summary: Summary, axis: Any, names: list[str]) -> None:
     """Each value of the best setting between the ends of its axis, and the paper's beside it."""
     assert summary.best is not None
-    space = search_spaces.load(summary.config.system)
+    space = _space(summary)
     paper = space.RECIPES[space.PAPER]
     for y, name in enumerate(reversed(names)):
         along = space.AXES[name]
         axis.plot([0, 1], [y, y], color=PALE, linewidth=2, zorder=1, solid_capstyle="round")
         for at, text in _ends(along):
             axis.plot([at], [y], "|", color="#8fa3b5", markersize=7, zorder=1)
-            axis.text(at, y - 0.24, text, ha="center", va="top", fontsize=6, color="#777777")
+            axis.text(at, y - 0.24, text, ha="center", va="top", fontsize=6, color="#777777", linespacing=0.9)
         if name in paper:
-            axis.plot(
-                [_place(along, paper[name])], [y], "D", color=COLOURS["paper"], markersize=5.5, zorder=2
-            )
+            axis.plot([_place(along, paper[name])], [y], "D", color=COLOURS["paper"], markersize=8, zorder=2)
         value = summary.best.params[name]
-        axis.plot([_place(along, value)], [y], "o", color=BEST, markersize=7, zorder=3)
+        axis.plot([_place(along, value)], [y], "o", color=BEST, markersize=5.5, zorder=3)
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)
         axis.text(1.06, y, shown, va="center", fontsize=8, color=BEST)
     axis.plot([], [], "o", color=BEST, label="best setting")
@@ -181,7 +180,15 @@ def _ends(along: Range | Options) -> list[tuple[float, str]]:
     if isinstance(along, Range):
         return [(0.0, f"{along.low:g}"), (1.0, f"{along.high:g}")]
     step = 1 / max(1, len(along.options) - 1)
-    return [(i * step, str(option)) for i, option in enumerate(along.options)]
+    crowded = len(along.options) > 4
+    names = [str(option).replace("_", "\n" if crowded else "_") for option in along.options]
+    return [(i * step, name) for i, name in enumerate(names)]
+
+
+def _space(summary: Summary) -> search_spaces.Space:
+    """The space of the best setting's own system, in a study of several systems too."""
+    assert summary.best is not None
+    return search_spaces.load(str(summary.best.params.get(SYSTEM, summary.config.system)))
 
 
 def _snrs(summary: Summary) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from study import statistics
-from study.statistics import Cells, difference, gap_closed, gather, mean
+from study.statistics import Cells, collapsed, difference, gap_closed, gather, mean
 
 
 def cells(values_SMK: np.ndarray) -> Cells:
@@ -179,3 +179,19 @@ def test_without_a_gap_no_share_and_with_an_uncertain_gap_no_interval() -> None:
     assert found is not None
     assert found.low is None
     assert found.high is None
+
+
+def test_an_auc_of_zero_leaves_the_share_undefined_and_a_difference_within_its_range() -> None:
+    teacher, oracle = np.full((2, 4, 3), 60.0), np.full((2, 4, 3), 80.0)
+    method = np.full((2, 4, 3), 70.0)
+    assert gap_closed(cells(method), cells(teacher), cells(oracle)) is not None
+    method[0, 1, 2] = 0.0
+    assert collapsed(cells(method))
+    assert not collapsed(cells(teacher))
+    assert gap_closed(cells(method), cells(teacher), cells(oracle)) is None
+    assert gap_closed(cells(oracle), cells(method), cells(oracle)) is None
+    found = difference(cells(oracle), cells(method))
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert -100 <= found.low <= found.mean <= found.high <= 100

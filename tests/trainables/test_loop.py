@@ -14,7 +14,7 @@ from trainables.data.corpus import open_corpus
 from trainables.errors import UserError
 from trainables.loop import check_trial, train
 from trainables.scoring.backends import backends
-from trainables.scoring.grid import gap_closed, summarise
+from trainables.scoring.grid import gap_closed, gap_metric, summarise
 from trainables.settings import ScoringConfig
 
 
@@ -100,6 +100,10 @@ def test_gap_closed_is_measured_in_the_lowest_band_on_the_machines_scored():
     assert gap_closed({"buried/official": 50.0}, reference, table, scoring) == pytest.approx(0.25)
     below = {"teacher": rows(a=40.0), "oracle": rows(a=40.0)}
     assert gap_closed({"buried/official": 50.0}, below, table, scoring) == 0
+    assert (
+        gap_closed({"buried/official": 0.0}, reference, table, scoring) is None
+    )  # one AUC of 0 decides alone
+    assert gap_metric({"buried/official": 0.0}, reference, table, scoring) == {}
 
 
 def test_early_epochs_may_score_some_machines(small_trial, cache_dir, monkeypatch):
