@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.trainables.encoders.conformance import check_recomputing, check_training
 from trainables.encoders import beats_checkpoint
 from trainables.encoders.beats import ended, load, weights_digest
 from trainables.encoders.beats_checkpoint import BeatsShape, random_checkpoint
@@ -156,25 +157,11 @@ def test_position_bias_is_that_of_each_distance(checkpoint, length):
 
 
 def test_every_trained_parameter_gets_a_gradient(checkpoint):
-    """DDP waits for each of them."""
-    encoder = Encoder(load(config(checkpoint)), config(checkpoint, layer=2))
-    encoder.pool(encoder.tokens(encoder.features(waves(2, 8_000)))).square().sum().backward()
-    for name, parameter in encoder.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None) == ("blocks.2" not in name), name
+    check_training(Encoder(load(config(checkpoint)), config(checkpoint, layer=2)), waves(2, 8_000))
 
 
 def test_recomputed_activations_give_the_same_gradients(checkpoint):
-    feature = None
-    gradients = []
-    for recompute in (False, True):
-        model = load(config(checkpoint))
-        model.recompute = recompute
-        feature = model.features(waves(2, 8_000)) if feature is None else feature
-        first, last = model.tokens_per_layer(feature, (1, 3))
-        (first.square().sum() + last.square().sum()).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+    check_recomputing(lambda: load(config(checkpoint)), waves(2, 8_000))
 
 
 def test_bfloat16_computes_in_it_and_returns_float32(checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.trainables.encoders.conformance import check_recomputing, check_training
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.encoders.tiny import WEIGHTS, LogMel, Tiny, TinyShape, load_tiny, save_tiny
 from trainables.errors import UserError
@@ -105,11 +107,12 @@ def test_layer_counts_blocks_from_one_and_zero_is_the_last():
 
 
 def test_blocks_beyond_the_layer_are_not_trained():
-    encoder = Encoder(Tiny(SHAPE), EncoderConfig(layer=2))
-    encoder.pool(encoder.tokens(encoder.features(waves()))).sum().backward()
-    for name, parameter in encoder.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None) == ("blocks.2" not in name)
-    assert {id(p) for p in encoder.last_block()} == {id(p) for p in encoder.backbone.blocks[1].parameters()}
+    check_training(Encoder(Tiny(SHAPE), EncoderConfig(layer=2)), waves())
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    model = Tiny(SHAPE)
+    check_recomputing(lambda: copy.deepcopy(model), waves())
 
 
 def test_poolings():

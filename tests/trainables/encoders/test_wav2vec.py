@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torchaudio.models import wav2vec2_model, wavlm_model
 from torchaudio.pipelines import HUBERT_LARGE
 
+from tests.trainables.encoders.conformance import check_recomputing, check_training
 from trainables.encoders import ENCODERS, wav2vec
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.encoders.wav2vec import Wav2vec, receptive_field
@@ -92,24 +93,12 @@ def test_a_clip_is_normalised_by_itself() -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_parameter_in_use_is_trained_and_no_other(kind: str) -> None:
-    """DDP waits for a gradient of each parameter that asks for one."""
-    encoder = Encoder(
-        Wav2vec(model(kind), normalised=False), EncoderConfig(name="hubert_base", layer=2)
-    ).train()
-    encoder.pool(encoder.tokens(encoder.features(waves()))).square().sum().backward()
-    for name, parameter in encoder.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None) == ("blocks.2." not in name), name
+    backbone = Wav2vec(model(kind), normalised=False)
+    check_training(Encoder(backbone, EncoderConfig(name="hubert_base", layer=2)), waves())
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
-    gradients = []
-    for recompute in (False, True):
-        backbone = Wav2vec(model("wavlm base"), normalised=False)
-        backbone.recompute = recompute
-        backbone.tokens(backbone.features(waves())).square().sum().backward()
-        gradients.append([parameter.grad for parameter in backbone.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+    check_recomputing(lambda: Wav2vec(model("wavlm base"), normalised=False), waves())
 
 
 def test_the_shortest_clip_gives_one_token() -> None:
