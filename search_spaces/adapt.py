@@ -10,7 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search_spaces.axes import CURRICULA, CURRICULUM_AXES, Options, Range, Trial, point
+from search_spaces.axes import (
+    CURRICULA,
+    CURRICULUM_AXES,
+    MASK_AXES,
+    MASKS,
+    WEIGHTING_AXES,
+    Axes,
+    Branches,
+    Options,
+    Range,
+    Trial,
+    mask_words,
+    point,
+    weighting_words,
+    weightings,
+)
 from trainables import snr_curricula
 from trainables.settings import Scalar
 
@@ -18,17 +33,12 @@ PAPER = "paper"
 
 LORA = ("lora_rank", "lora_alpha", "lora_where")
 # Each kind and the values it takes. A test holds this against what trainables accept.
-BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+BRANCHES: Branches = {
     "adapter_kind": {"fc_lora": (*LORA, "lora_branches"), "lora": LORA, "full": ()},
     "group_kind": {"groups": ("group_count", "group_bottleneck"), "none": ()},
     "cluster_kind": {"vq": ("vq_codes", "vq_decay"), "subcentres": ("subcentres",), "none": ()},
     "curriculum_kind": CURRICULA,
-    "weighting_kind": {
-        "fixed": ("w_arc", "w_machine", "w_attribute"),
-        "uncertainty": (),
-        "gradnorm": ("gradnorm_alpha",),
-        "dwa": ("dwa_temperature",),
-    },
+    "weighting_kind": weightings("w_arc", "w_machine", "w_attribute"),
 }
 SHARED = (
     "learning_rate",
@@ -36,11 +46,10 @@ SHARED = (
     "contrast_temperature",
     "arc_margin",
     "arc_scale",
-    "spec_time_fraction",
-    "spec_mel_fraction",
+    *MASKS,
 )
 
-AXES: Mapping[str, Range | Options] = {
+AXES: Axes = {
     "adapter_kind": Options(tuple(BRANCHES["adapter_kind"]), "what of the encoder is trained"),
     "lora_rank": Options((4, 8, 16, 32, 64), "rank of an adapter, or of each of its branches"),
     "lora_alpha": Range(4.0, 128.0, "alpha: an adapter counts alpha / rank", log=True),
@@ -56,12 +65,10 @@ AXES: Mapping[str, Range | Options] = {
     "vq_decay": Range(0.8, 0.99, "share of a code that is kept from batch to batch"),
     "subcentres": Options((4, 8, 16), "centres of each class"),
     **CURRICULUM_AXES,
-    "weighting_kind": Options(tuple(BRANCHES["weighting_kind"]), "how the three losses are combined"),
+    **WEIGHTING_AXES,
     "w_arc": Range(0.0, 1.0, "weight of ArcFace over attributes"),
     "w_machine": Range(0.0, 1.0, "weight of the contrast between machines"),
     "w_attribute": Range(0.0, 1.0, "weight of the contrast between attributes"),
-    "gradnorm_alpha": Range(0.0, 3.0, "how strongly GradNorm favours the loss that falls more slowly"),
-    "dwa_temperature": Range(0.5, 5.0, "how evenly dynamic weight average weighs: high is 1:1", log=True),
     "learning_rate": Range(2e-4, 8e-3, "peak learning rate of AdamW", log=True),
     "attributes_known": Range(
         0.0, 1.0, "share of machine types with attributes, where the corpus states none"
@@ -69,10 +76,7 @@ AXES: Mapping[str, Range | Options] = {
     "contrast_temperature": Range(0.05, 0.5, "temperature of both contrasts", log=True),
     "arc_margin": Range(0.0, 0.5, "margin of ArcFace, in radians"),
     "arc_scale": Range(8.0, 64.0, "scale of ArcFace's cosines", log=True),
-    "spec_time_fraction": Range(
-        0.0, 0.3, "largest SpecAugment mask as a share of the clip's time; 0 is none"
-    ),
-    "spec_mel_fraction": Range(0.0, 0.2, "largest SpecAugment mask as a share of the mel bands; 0 is none"),
+    **MASK_AXES,
 }
 CHOICES: Mapping[str, str] = {name: axis.words for name, axis in AXES.items()}
 
@@ -147,7 +151,6 @@ def describe(params: Mapping[str, Scalar]) -> str:
 
 def explain(params: Mapping[str, Scalar]) -> str:
     """All choices of a trial in words, for reports. Raises UserError for what training would refuse."""
-    time, mel = params["spec_time_fraction"], params["spec_mel_fraction"]
     return "; ".join(
         [
             _adapter_words(params),
@@ -159,7 +162,7 @@ def explain(params: Mapping[str, Scalar]) -> str:
             f"attributes known of {params['attributes_known']:.0%} of the machines where the corpus states none",
             f"temperature {params['contrast_temperature']:.2g}",
             f"margin {params['arc_margin']:.2g}, scale {params['arc_scale']:.2g}",
-            f"masks up to {time:.0%} of time, {mel:.0%} of mel bands",
+            mask_words(params),
         ]
     )
 
@@ -193,14 +196,9 @@ def _cluster_words(params: Mapping[str, Scalar]) -> str:
 
 
 def _weighting_words(params: Mapping[str, Scalar]) -> str:
-    kind = params["weighting_kind"]
-    if kind == "fixed":
+    if params["weighting_kind"] == "fixed":
         shares = [params["w_arc"], params["w_machine"], params["w_attribute"]]
         if not any(shares[1:]):
             return "ArcFace alone"
         return "ArcFace : machine : attribute contrast " + " : ".join(f"{share:.2g}" for share in shares)
-    if kind == "gradnorm":
-        return f"GradNorm (alpha {params['gradnorm_alpha']:.2g})"
-    if kind == "dwa":
-        return f"dynamic weight average (temperature {params['dwa_temperature']:.2g})"
-    return "weights by uncertainty"
+    return weighting_words(params)

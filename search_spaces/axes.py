@@ -118,3 +118,43 @@ CURRICULUM_AXES: Axes = {
     ),
     "pace_memory": Range(0.0, 0.9, "share of a band's running loss that is kept from epoch to epoch"),
 }
+
+
+# The combination of losses, and masks on the mixture, for systems that have them.
+def weightings(*weights: str) -> Mapping[str, tuple[str, ...]]:
+    """The kinds of loss weighting and their values; ``weights`` are the names of the fixed ones."""
+    return {
+        "fixed": weights,
+        "uncertainty": (),
+        "gradnorm": ("gradnorm_alpha",),
+        "dwa": ("dwa_temperature",),
+    }
+
+
+WEIGHTING_AXES: Axes = {
+    "weighting_kind": Options(tuple(weightings()), "how the losses are combined"),
+    "gradnorm_alpha": Range(0.0, 3.0, "how strongly GradNorm favours the loss that falls more slowly"),
+    "dwa_temperature": Range(0.5, 5.0, "how evenly dynamic weight average weighs: high is 1:1", log=True),
+}
+MASKS = ("spec_time_fraction", "spec_mel_fraction")
+MASK_AXES: Axes = {
+    "spec_time_fraction": Range(
+        0.0, 0.3, "largest SpecAugment mask as a share of the clip's time; 0 is none"
+    ),
+    "spec_mel_fraction": Range(0.0, 0.2, "largest SpecAugment mask as a share of the mel bands; 0 is none"),
+}
+
+
+def mask_words(params: Mapping[str, Scalar]) -> str:
+    """The masks of a point."""
+    return "masks up to {:.0%} of time, {:.0%} of mel bands".format(*(params[name] for name in MASKS))
+
+
+def weighting_words(params: Mapping[str, Scalar]) -> str:
+    """How a point that does not fix its weights combines the losses."""
+    kind = params["weighting_kind"]
+    if kind == "gradnorm":
+        return f"GradNorm (alpha {params['gradnorm_alpha']:.2g})"
+    if kind == "dwa":
+        return f"dynamic weight average (temperature {params['dwa_temperature']:.2g})"
+    return "weights by uncertainty"

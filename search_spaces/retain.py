@@ -11,14 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search_spaces.axes import CURRICULA, CURRICULUM_AXES, Options, Range, Trial, point
+from search_spaces.axes import (
+    CURRICULA,
+    CURRICULUM_AXES,
+    MASK_AXES,
+    MASKS,
+    WEIGHTING_AXES,
+    Axes,
+    Branches,
+    Options,
+    Range,
+    Trial,
+    mask_words,
+    point,
+    weighting_words,
+    weightings,
+)
 from trainables import lambda_schedules, snr_curricula
 from trainables.settings import Scalar
 
 PAPER = "paper"
 
 # Each kind and the values it takes. A test holds this against what trainables accept.
-BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+BRANCHES: Branches = {
     "lambda_kind": {
         "constant": ("lambda_value",),
         "ramp": ("lambda_start", "lambda_end", "lambda_shape"),
@@ -27,16 +42,11 @@ BRANCHES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "power_ratio": (),
     },
     "curriculum_kind": CURRICULA,
-    "weighting_kind": {
-        "fixed": ("w_tag", "w_mix"),
-        "uncertainty": (),
-        "gradnorm": ("gradnorm_alpha",),
-        "dwa": ("dwa_temperature",),
-    },
+    "weighting_kind": weightings("w_tag", "w_mix"),
 }
-SHARED = ("learning_rate", "align_level", "spec_time_fraction", "spec_mel_fraction")
+SHARED = ("learning_rate", "align_level", *MASKS)
 
-AXES: Mapping[str, Range | Options] = {
+AXES: Axes = {
     "lambda_kind": Options(
         tuple(BRANCHES["lambda_kind"]), "what lambda, the machine's share of the target, follows"
     ),
@@ -53,19 +63,12 @@ AXES: Mapping[str, Range | Options] = {
     "lambda_s0_db": Range(-10.0, 15.0, "SNR at which lambda is half-way between its limits, in dB"),
     "lambda_k_shape": Options(lambda_schedules.SHAPES, "how the steepness grows from 0 during training"),
     **CURRICULUM_AXES,
-    "weighting_kind": Options(
-        tuple(BRANCHES["weighting_kind"]), "how tagging and alignment loss are combined"
-    ),
+    **WEIGHTING_AXES,
     "w_tag": Range(0.0, 1.0, "weight of the tagging loss"),
     "w_mix": Range(0.0, 1.0, "weight of the alignment loss"),
-    "gradnorm_alpha": Range(0.0, 3.0, "how strongly GradNorm favours the loss that falls more slowly"),
-    "dwa_temperature": Range(0.5, 5.0, "how evenly dynamic weight average weighs: high is 1:1", log=True),
     "learning_rate": Range(1e-3, 8e-3, "peak learning rate of AdamW", log=True),
     "align_level": Options(("pooled", "tokens"), "whether clip embeddings or patch tokens are aligned"),
-    "spec_time_fraction": Range(
-        0.0, 0.3, "largest SpecAugment mask as a share of the clip's time; 0 is none"
-    ),
-    "spec_mel_fraction": Range(0.0, 0.2, "largest SpecAugment mask as a share of the mel bands; 0 is none"),
+    **MASK_AXES,
 }
 CHOICES: Mapping[str, str] = {name: axis.words for name, axis in AXES.items()}
 
@@ -114,7 +117,6 @@ def describe(params: Mapping[str, Scalar]) -> str:
 
 def explain(params: Mapping[str, Scalar]) -> str:
     """All choices of a trial in words, for reports. Raises UserError for what training would refuse."""
-    time, mel = params["spec_time_fraction"], params["spec_mel_fraction"]
     return "; ".join(
         [
             lambda_schedules.describe(params),
@@ -122,21 +124,16 @@ def explain(params: Mapping[str, Scalar]) -> str:
             _weighting_words(params),
             f"learning rate {params['learning_rate']:.2g}",
             f"{params['align_level']} alignment",
-            f"masks up to {time:.0%} of time, {mel:.0%} of mel bands",
+            mask_words(params),
         ]
     )
 
 
 def _weighting_words(params: Mapping[str, Scalar]) -> str:
-    kind = params["weighting_kind"]
-    if kind == "fixed":
+    if params["weighting_kind"] == "fixed":
         if not params["w_mix"]:
             return "tagging alone"
         if not params["w_tag"]:
             return "alignment alone"
         return f"tagging : alignment {params['w_tag']:.2g} : {params['w_mix']:.2g}"
-    if kind == "gradnorm":
-        return f"GradNorm (alpha {params['gradnorm_alpha']:.2g})"
-    if kind == "dwa":
-        return f"dynamic weight average (temperature {params['dwa_temperature']:.2g})"
-    return "weights by uncertainty"
+    return weighting_words(params)
