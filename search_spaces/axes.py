@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trainables.settings import Scalar
-from trainables.snr_curricula import TRAINING_RANGE_DB
+from trainables.settings import TRAINING_RANGE_DB, Scalar
 
 
 class Trial(Protocol):

@@ -206,6 +206,16 @@ class Mirror:
                 raise Refused(f"{path} is not there any more")
             self._client.log_artifact(run_id, path)
 
+    def _model(self, event: Event) -> None:
+        from study.registry import register
+
+        package = Path(event["path"])
+        if not (package / "detector.json").exists():
+            raise Refused(f"{package} is not there any more")
+        job = self._job(json.loads((package / "detector.json").read_text())["facts"]["student"])
+        runs = [self._run(job["id"], event, job), self._run(PARENT, event)]
+        register(self._client, package, self._experiment_id(), runs)
+
     def _parent(self, event: Event) -> None:
         run_id = self._run(PARENT, event)
         self._log(run_id, tags=event["tags"], metrics=event["metrics"], time=event["time"])

@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 
 class Outlet:
-    """A text stream around ``stream`` that falls silent when nobody reads it any more."""
+    """A text stream around ``stream`` that falls ``silent`` when nobody reads it any more."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.silent = False
 
     def write(self, text: str) -> int:
         try:
@@ -33,6 +34,7 @@ class Outlet:
             self._fall_silent()
 
     def _fall_silent(self) -> None:
+        self.silent = True
         # What is buffered cannot be taken back: it needs a file descriptor that accepts it.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())

@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def open_one(name: str, storage: Path) -> tuple[StudyConfig, StudyFolder]:
     """A study by its name in ``storage`` or by its folder. Raises UserError listing the studies there are."""
-    from study.score import open_study
+    from study.student import open_study
 
     path = Path(name)
     if "/" in name:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from study.search import Search
 
 FLUSH_S, HURRIED_FLUSH_S = 60.0, 5.0  # how long the end of a study waits for MLflow; when interrupted
+PACKING_S = (
+    5.0  # how long it waits for the best student to be packed, which begins before the report is written
+)
 TRACKING_PATIENCE_S = (
     120.0  # how long MLflow may wait for the first epoch, whose way to the screen it would lengthen
 )
@@ -184,6 +187,7 @@ def search_and_report(
     """Everything that needs Ray, unless there is no ``rendering`` to train on, then the findings."""
     from search_spaces import systems_of
     from study.agenda import StudyFailed
+    from study.packaging import Packing
     from study.tracking import Tracker
 
     config = command.config
@@ -196,11 +200,14 @@ def search_and_report(
         what = f"Every layer, pooling and back end of the frozen encoder {config.encoder.name}"
     tracker.start(study, f"{what} on {config.corpus.kind}.")
     status, code, flush_s = "FAILED", 1, FLUSH_S
+    packing, student = Packing(config, folder, command.storage / "cache"), None
     try:
         if rendering:
             run_all_jobs(command, folder, search, tracker, rendering)
+        packing.start()
         report(command, folder, tracker)
         print(f"\nfindings   {command.folder / 'findings.md'}", flush=True)
+        student = packing.result(PACKING_S)
         status, code = "FINISHED", 0
     except StudyFailed as error:
         print(f"error: the study failed: {error}", file=sys.stderr)
@@ -209,9 +216,18 @@ def search_and_report(
         status, flush_s = "KILLED", HURRIED_FLUSH_S
         raise
     finally:
+        packing.stop()
         tracker.finish(status)
+        if student:
+            tracker.log_model(student)
         tracker.close(flush_s)
     print(f"browse it  {browser_command(command)}", flush=True)
+    if code == 0 and config.confirm.seeds:
+        print(f"use it     {packing.command} new/ --bank normal/", flush=True)
+        if packing.problem:
+            print(
+                f"note: the best student is not in MLflow yet ({packing.problem}); {packing.command} --register"
+            )
     return code
 
 

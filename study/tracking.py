@@ -101,6 +101,10 @@ class Tracker:
         for path in paths:
             self._put(kind="artifacts", paths=[str(Path(path).absolute())])
 
+    def log_model(self, package: Path) -> None:
+        """A packed student (``study/packaging.py``), as a model of the job that trained it; read when it is sent."""
+        self._put(kind="model", path=str(Path(package).absolute()))
+
     def set_parent(self, metrics: Mapping[str, float], tags: Mapping[str, Any]) -> None:
         self._put(kind="parent", metrics=run_text.finite(metrics), tags=dict(tags))
 
@@ -214,7 +218,7 @@ class Tracker:
         if self._mirror.is_final(error):
             return True
         impatient = self._wait_s > PATIENCE_S or self._closing.is_set()
-        return event["kind"] in ("table", "artifacts") and impatient and self._mirror.answers()
+        return event["kind"] in ("table", "artifacts", "model") and impatient and self._mirror.answers()
 
     def _report(self, what: str, text: str) -> None:
         """One line for a person, once for each kind of trouble."""

@@ -25,6 +25,7 @@ from trainables.errors import UserError
 T = TypeVar("T")
 Scalar = str | int | float | bool | None
 Band = tuple[float, float]
+TRAINING_RANGE_DB = (-15.0, 20.0)  # below, nothing of the machine is left; above, nothing of the noise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,8 @@ import numpy as np
 
 from trainables.errors import UserError
 from trainables.params import Kinds, Number, Rule, read_kind
-from trainables.settings import Band, Scalar
+from trainables.settings import TRAINING_RANGE_DB, Band, Scalar
 
-TRAINING_RANGE_DB = (-15.0, 20.0)  # below, nothing of the machine is left; above, nothing of the noise
 BAND_NAMES = ("low", "mid", "high")
 SNR = Number(-60, 60)
 RANGE: dict[str, Rule] = {"snr_lo_db": SNR, "snr_hi_db": SNR}

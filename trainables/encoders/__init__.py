@@ -1,7 +1,8 @@
 """Self-supervised audio encoders behind one interface.
 
-An encoder is one module and one line below. The module offers ``load(config, cache_dir) -> Backbone`` and
-``weights_digest(config) -> str`` (identity of its weights by content); see ``encoder.py`` for what a backbone is.
+An encoder is one module and one line below. The module offers ``load(config, cache_dir) -> Backbone``,
+``weights_digest(config) -> str`` (identity of its weights by content) and ``export(config, path)``, which writes them
+as a safetensors file that ``load`` takes as ``encoder.checkpoint``; see ``encoder.py`` for what a backbone is.
 It is imported when it is asked for, so that what needs an extra costs nothing to those who do not use it.
 """
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.encoders.beats_checkpoint import REVISION, WHERE, BeatsShape, open_checkpoint
+from trainables.encoders.beats_checkpoint import REVISION, WHERE, BeatsShape, keep_checkpoint, open_checkpoint
 from trainables.encoders.encoder import Backbone
 from trainables.encoders.features import KaldiFilterbank
 from trainables.errors import UserError
@@ -138,6 +138,11 @@ def load(config: EncoderConfig, cache_dir: Path | None = None) -> Beats:
 def weights_digest(config: EncoderConfig) -> str:
     """Identity of the checkpoint by content. Raises UserError if there is none."""
     return digest([content_digest(_path(config)), REVISION])
+
+
+def export(config: EncoderConfig, path: Path) -> None:
+    """Write the weights that ``config`` names to ``path``, converted. Raises UserError as ``load``."""
+    keep_checkpoint(path, _path(config))
 
 
 def _path(config: EncoderConfig) -> Path:

@@ -67,9 +67,13 @@ FIXED = {
 def open_checkpoint(path: Path, cache_dir: Path | None) -> tuple[BeatsShape, Weights]:
     """Sizes and weights of a published checkpoint, from the copy in ``cache_dir`` if there is a sound one.
 
+    Also of a copy itself, a safetensors file with its JSON beside it.
+
     Raises:
         UserError: not a BEATs checkpoint.
     """
+    if path.suffix == ".safetensors" and (copy := _read_kept(path)) is not None:
+        return copy
     if cache_dir is None:
         return read(path)
     sha = content_digest(path)
@@ -80,6 +84,11 @@ def open_checkpoint(path: Path, cache_dir: Path | None) -> tuple[BeatsShape, Wei
             found = read(path)
             _keep(kept, path, sha, *found)
     return found
+
+
+def keep_checkpoint(kept: Path, path: Path) -> None:
+    """Write a published checkpoint as a copy that ``open_checkpoint`` takes. Raises UserError as that."""
+    _keep(kept, path, content_digest(path), *open_checkpoint(path, None))
 
 
 def read(path: Path) -> tuple[BeatsShape, Weights]:

@@ -9,6 +9,7 @@ Shape legend: B batch, T samples, F frames, M mel bins, P time patches, N bands,
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import shutil
@@ -193,6 +194,22 @@ def encoder_digest(config: EncoderConfig) -> str:
     parts = {"name": config.name, "weights": _module(config).weights_digest(config)}
     parts |= {"layer": config.layer, "pooling": config.pooling}
     return digest(parts if config.dtype == "float32" else parts | {"dtype": config.dtype})
+
+
+def export_encoder(config: EncoderConfig, folder: Path) -> EncoderConfig:
+    """Write the encoder's weights into ``folder``, to take along; returns ``config`` with the name of the file there.
+
+    Weights that come along with the project are not written, and ``config`` is returned as it is.
+
+    Raises:
+        UserError: unknown name, or no such weights.
+    """
+    if config.name == "tiny" and config.checkpoint is None:
+        return config
+    name = "model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    _module(config).export(config, folder / name)
+    return dataclasses.replace(config, checkpoint=name)
 
 
 def _module(config: EncoderConfig) -> Any:

@@ -12,6 +12,7 @@ Shape legend: B batch, F frames, M mel bins, P time patches, N bands, L tokens, 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,13 @@ def weights_digest(config: EncoderConfig) -> str:
     """Identity of weights and shape by content. Raises UserError if they are not there."""
     path = weights_path(config)
     return digest([content_digest(path), content_digest(path.with_name("config.json"))])
+
+
+def export(config: EncoderConfig, path: Path) -> None:
+    """Copy the weights that ``config`` names to ``path``, with config.json. Raises UserError if they are not there."""
+    weights = weights_path(config)
+    shutil.copyfile(weights, path)
+    shutil.copyfile(weights.with_name("config.json"), path.with_name("config.json"))
 
 
 def weights_path(config: EncoderConfig) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -152,6 +153,12 @@ def load(config: EncoderConfig, cache_dir: Path | None = None) -> Tiny:
 def weights_digest(config: EncoderConfig) -> str:
     """Identity of weights and shape by content. Raises UserError if there are no such files."""
     return digest([_content(p, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(config.checkpoint)])
+
+
+def export(config: EncoderConfig, path: Path) -> None:
+    """Copy the weights that ``config`` names to ``path``, their sidecar beside it. Raises UserError if not there."""
+    for source in _files(config.checkpoint):
+        shutil.copyfile(source, path.with_suffix(source.suffix))
 
 
 def load_tiny(checkpoint: str | None) -> Tiny:

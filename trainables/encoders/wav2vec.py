@@ -129,6 +129,13 @@ def weights_digest(config: EncoderConfig) -> str:
     return content_digest(weights_path(config))
 
 
+def export(config: EncoderConfig, path: Path) -> None:
+    """Write the weights that ``config`` names to ``path``. Raises UserError if they are not there."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.clone().contiguous() for k, v in _read(weights_path(config)).items()}, path)
+
+
 def weights_path(config: EncoderConfig) -> Path:
     """Where the weights lie: ``encoder.checkpoint``, or torch.hub's folder.
 

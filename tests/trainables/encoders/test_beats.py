@@ -15,7 +15,7 @@ from tests.trainables.encoders.conformance import check_recomputing, check_train
 from trainables.encoders import beats_checkpoint
 from trainables.encoders.beats import ended, load, weights_digest
 from trainables.encoders.beats_checkpoint import BeatsShape, random_checkpoint
-from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
+from trainables.encoders.encoder import Encoder, encoder_digest, export_encoder, load_encoder
 from trainables.errors import UserError
 from trainables.settings import CorpusConfig, EncoderConfig, to_dict
 
@@ -198,6 +198,16 @@ def test_a_checkpoint_is_unpickled_once(checkpoint, tmp_path, monkeypatch):
     assert told["source"] == "BEATs_small.pt"
     assert told["source_sha256"] in again.source
     assert told["cfg"] == to_dict(SMALL)
+
+
+def test_weights_are_exported_as_safetensors(checkpoint, tmp_path, monkeypatch):
+    first = load(config(checkpoint))
+    taken = export_encoder(config(checkpoint, layer=2), tmp_path / "taken")
+    checkpoint.unlink()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    assert (taken.checkpoint, taken.layer) == ("model.safetensors", 2)
+    again = load(config(tmp_path / "taken" / taken.checkpoint))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".json"])

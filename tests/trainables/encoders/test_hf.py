@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import (
 
 from tests.trainables.encoders.conformance import check_training
 from trainables.encoders import ENCODERS, hf
-from trainables.encoders.encoder import encoder_digest, load_encoder
+from trainables.encoders.encoder import encoder_digest, export_encoder, load_encoder
 from trainables.errors import UserError
 from trainables.settings import EncoderConfig
 
@@ -174,6 +175,12 @@ def test_published_folders_are_read_without_a_connection(name: str, published: A
         expected = hidden[:, 2:] if name == "ast" else hidden
         found = encoder.tokens(feature).transpose(1, 2).flatten(1, 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    path = published(name)
+    taken = export_encoder(EncoderConfig(name=name, checkpoint=str(path)), path.parents[1] / "taken")
+    path.unlink()
+    again = load_encoder(replace(taken, checkpoint=str(path.parents[1] / "taken" / str(taken.checkpoint))))
+    with torch.no_grad():
+        assert torch.equal(again.eval().tokens(feature).transpose(1, 2).flatten(1, 2), found)
 
 
 def test_the_cache_of_hugging_face_is_looked_into(

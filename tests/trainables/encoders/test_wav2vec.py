@@ -16,7 +16,7 @@ from torchaudio.pipelines import HUBERT_LARGE
 
 from tests.trainables.encoders.conformance import check_recomputing, check_training
 from trainables.encoders import ENCODERS, wav2vec
-from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
+from trainables.encoders.encoder import Encoder, encoder_digest, export_encoder, load_encoder
 from trainables.encoders.wav2vec import Wav2vec, receptive_field
 from trainables.errors import UserError
 from trainables.loop import train
@@ -168,6 +168,11 @@ def test_weights_are_read_from_a_file(form: str, bundle: Any, tmp_path: Any, off
         tokens = original.extract_features(expected)[0][1]
     torch.testing.assert_close(found, tokens.mean(1), rtol=0, atol=1e-5)
     assert encoder_digest(config) != encoder_digest(EncoderConfig(name="hubert_large", checkpoint=str(path)))
+    taken = export_encoder(config, tmp_path / "taken")
+    path.unlink()
+    again = load_encoder(replace(taken, checkpoint=str(tmp_path / "taken" / str(taken.checkpoint))))
+    with torch.no_grad():
+        assert torch.equal(again.pool(again.tokens(again.features(waves()))), found)
 
 
 def test_weights_are_found_where_torch_hub_keeps_them(
