@@ -68,3 +68,24 @@ def test_the_import_check_sees_through_functions_and_type_checking() -> None:
     )
     assert imports(tree) == {"typing", "mlflow", "ray"}
     assert imports(tree, typing_only=True) == {"typing", "optuna", "mlflow", "ray"}
+
+
+def test_only_the_driver_writes_to_mlflow_and_optuna() -> None:
+    """What runs on other nodes never reaches a store, so a SQLite file on the driver's disk serves a cluster too."""
+    reached, waiting = set[str](), ["study.slots", "study.worker"]
+    while waiting:
+        module = waiting.pop()
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        if module in reached or not path.exists():
+            continue
+        reached.add(module)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module not in (None, "study.config"):  # a type alone
+                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+    assert {"study.control", "study.pristine", "trainables.settings"} <= reached, "the search follows imports"
+    for module in reached:
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        assert not imports(tree) & {"mlflow", "optuna"}, module
+    assert not {name for name in reached if name.startswith(("study.track", "study.mirror", "study.search"))}

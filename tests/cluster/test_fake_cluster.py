@@ -1,8 +1,8 @@
-"""``fake.yaml`` for real: a study on a cluster of nothing, which grows for it, loses its nodes, and shrinks again.
+"""``fake.yaml`` for real: a study on a cluster of nothing, which grows for it and shrinks again.
 
 The head has no CPU, so whatever trains sits on a node that the autoscaler has brought. Nodes are told apart by a
-variable that Ray's pretending provider puts into the environment of everything on them; killing all processes that
-have it is what a machine taken away looks like.
+variable that Ray's pretending provider puts into the environment of everything on them. That provider does not notice
+a node that dies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from study.folder import StudyFolder
-from tests.cluster.processes import RAY, SETTINGS, end, free_ports, marked, wait_for
+from tests.processes import NOT_NICE, RAY, SMALL, end, free_ports, marked, options, wait_for
 
 pytestmark = pytest.mark.cluster
 NODE = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
@@ -49,7 +49,7 @@ class Fake:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """A study as a person on this machine would start it, in a process group of its own."""
         return subprocess.Popen(
-            [sys.executable, "study/run.py", "--storage", str(self.storage), *SETTINGS, *words],
+            [sys.executable, "study/run.py", "--storage", str(self.storage), *options(*SMALL), *words],
             cwd=self.checkout,
             env=self.environment | {"RAY_ADDRESS": self.address},
             stdout=subprocess.PIPE,
@@ -62,6 +62,13 @@ class Fake:
         """Which nodes were alive, each time that changed."""
         lines = (self.folder / "nodes.jsonl").read_text().splitlines()
         return [json.loads(line)["nodes"] for line in lines if line.endswith("}")]
+
+    def story(self) -> str:
+        """The same with the seconds since the first, to be read by a person."""
+        told = [json.loads(line) for line in (self.folder / "nodes.jsonl").read_text().splitlines()]
+        times = [f"{one['time'] - told[0]['time']:6.1f} s" for one in told]
+        names = [" ".join(node[-8:] for node in one["nodes"]) for one in told]
+        return "\n".join(f"{time}  nodes: {nodes}" for time, nodes in zip(times, names, strict=True))
 
     def processes_of(self, node: str) -> dict[int, str]:
         return marked(f"{NODE}={node}")
@@ -91,6 +98,7 @@ def fake(checkout: Path, short_folder: Path, tmp_path_factory: pytest.TempPathFa
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "45",  # a node that takes longer to start is given up
         "OMP_NUM_THREADS": "1",
+        **NOT_NICE,
     }
     environment.pop("PYTHONPATH", None)
     started = [*RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=0", "--num-gpus=0"]
@@ -104,7 +112,9 @@ def fake(checkout: Path, short_folder: Path, tmp_path_factory: pytest.TempPathFa
         )
     watch = None
     try:
-        wait_for(lambda: "Ray runtime started" in (short_folder / "head.log").read_text(), "the head's start")
+        wait_for(
+            lambda: "Ray runtime started" in (short_folder / "head.log").read_text(), "the head's start", 300
+        )
         with open(short_folder / "nodes.jsonl", "wb") as nodes, open(short_folder / "watch.log", "wb") as log:
             watch = subprocess.Popen(
                 [sys.executable, "-c", WATCH, address],
@@ -126,49 +136,35 @@ def fake(checkout: Path, short_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 @dataclass
 class Told:
-    """One study on that cluster: what it said, which nodes were killed, and how far the trials on them had come."""
+    """One study on that cluster: what it said, and which nodes it was given."""
 
     folder: StudyFolder
     said: str
     head: list[str]
-    killed: dict[str, dict[int, str]]
-    epochs_by_then: dict[str, int]
+    given: dict[str, dict[int, str]]
 
 
-TRIALS, EPOCHS = ("t0000", "t0001"), 6
+TRIALS = ("t0000", "t0001")
 
 
 @pytest.fixture(scope="module")
 def told(fake: Fake) -> Told:
-    """Two slots on two nodes that were not there before. Both nodes die when a trial has saved an epoch."""
+    """Two slots on two nodes that were not there before."""
     folder, head = StudyFolder(fake.storage / "grows"), fake.history()[0]
-
-    def under_way() -> dict[str, int]:
-        return {
-            job: len(folder.records(job)) for job in TRIALS if folder.records(job) and not folder.result(job)
-        }
-
     with fake.start(
-        "--name", "grows", "--trials", "2", "--set", "confirm.seeds=0", "--set", "training.steps_per_epoch=20",
-        "--set", f"training.epochs={EPOCHS}", "--set", f"search.grace_epochs={EPOCHS}",
+        "--name", "grows", "--trials", "2", "--set", "training.epochs=2", "--set", "confirm.seeds=0",
         "--set", "slots.count=2", "--set", "slots.cpus_per_worker=1",
     ) as driver:  # fmt: skip
         try:
-            ready = lambda: len(fake.history()[-1]) == 3 and len(fake.ranks()) == 2 and under_way()  # noqa: E731
-            wait_for(
-                lambda: driver.poll() is not None or ready(), "an epoch, with a worker on both nodes", 600
-            )
-            assert driver.poll() is None, driver.stdout.read()  # type: ignore[union-attr]
-            killed = {node: fake.processes_of(node) for node in set(fake.history()[-1]) - set(head)}
-            epochs = under_way()
-            for pid in [pid for processes in killed.values() for pid in processes]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            said, _ = driver.communicate(timeout=600)
+            spread = lambda: len(fake.history()[-1]) == 3 and len(fake.ranks()) == 2  # noqa: E731
+            wait_for(lambda: driver.poll() is not None or spread(), "a worker on each of two new nodes", 900)
+            given = {node: fake.processes_of(node) for node in set(fake.history()[-1]) - set(head)}
+            said, _ = driver.communicate(timeout=900)
         finally:
             end(driver)
+    print(said)
     assert driver.returncode == 0, said
-    return Told(folder, said, head, killed, epochs)
+    return Told(folder, said, head, given)
 
 
 def test_a_study_on_nothing_gets_a_node_for_each_slot(fake: Fake, told: Told) -> None:
@@ -176,25 +172,19 @@ def test_a_study_on_nothing_gets_a_node_for_each_slot(fake: Fake, told: Told) ->
     assert re.search(room, told.said)
     assert re.search(r"2 slots x 0\.6 GB: 2\.2 of [\d.]+ GB on the head", told.said)
     assert len(told.head) == 1
-    assert len(told.killed) == 2
-    for processes in told.killed.values():
+    assert len(told.given) == 2
+    for processes in told.given.values():
         assert any("raylet" in line for line in processes.values())
         assert any("RayTrainWorker" in line for line in processes.values()), "a slot's worker on each"
 
 
-def test_a_trial_goes_on_where_its_node_has_died(fake: Fake, told: Told) -> None:
-    assert told.epochs_by_then
-    assert all(1 <= epochs < EPOCHS for epochs in told.epochs_by_then.values())
+def test_every_job_ran_on_those_nodes(told: Told) -> None:
     results = {job: told.folder.result(job) for job in told.folder.job_ids()}
     assert {job: result["state"] for job, result in results.items()} == dict.fromkeys(
         ["b-oracle", "b-teacher", *TRIALS], "finished"
     )
-    for job in TRIALS:
-        epochs = [record["epoch"] for record in told.folder.records(job)]
-        assert epochs == list(range(1, EPOCHS + 1)), "each once"
-    assert not set(told.killed) & set(fake.history()[-1])
-    assert len(fake.ranks()) > 2, "workers on new nodes took over"
 
 
 def test_idle_nodes_are_let_go(fake: Fake, told: Told) -> None:
-    wait_for(lambda: fake.history()[-1] == told.head, "scaling down to the head", 120)
+    wait_for(lambda: fake.history()[-1] == told.head, "scaling down to the head", 300)
+    print(fake.story())

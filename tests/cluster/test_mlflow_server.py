@@ -21,7 +21,7 @@ import pytest
 
 from study import trial_store
 from study.tracking_uri import check
-from tests.cluster.processes import end, free_ports, wait_for
+from tests.processes import end, free_ports, wait_for
 from trainables.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ import pytest
 
 from study.folder import StudyFolder
 from tests.cluster import hosts as namespaces
-from tests.cluster.processes import RAY, SETTINGS, end, free_ports, wait_for
+from tests.processes import NOT_NICE, RAY, SMALL, end, free_ports, options, wait_for
 
 pytestmark = pytest.mark.cluster
 SSH = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
@@ -56,7 +56,7 @@ class Cluster:
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
         address = f"http://127.0.0.1:{self.port}"
-        study = ["python", "study/run.py", "--storage", str(self.storage), *SETTINGS, *words]
+        study = ["python", "study/run.py", "--storage", str(self.storage), *options(*SMALL), *words]
         return self.ray("job", "submit", "--address", address, "--working-dir", ".", "--", *study)
 
     def answer(self, token: str | None) -> int:
@@ -86,7 +86,7 @@ class Cluster:
         try:
             for number in range(len(self.hosts.addresses)):
                 running = lambda n=number: any("raylet" in p for p in self.hosts.processes(n).values())  # noqa: E731
-                wait_for(running, f"Ray on {self.hosts.addresses[number]}", 240)
+                wait_for(running, f"Ray on {self.hosts.addresses[number]}", 400)
         except AssertionError as error:
             logs = [log.read_text()[-6000:] for log in self.hosts.ray(0).glob("session_2*/logs/monitor.*")]
             raise AssertionError("\n".join([str(error), *logs])) from None
@@ -109,6 +109,8 @@ def cluster(checkout: Path, short_folder: Path) -> Iterator[Cluster]:
     with namespaces.Hosts(2, short_folder) as hosts:
         for number in range(len(hosts.addresses)):
             environment_on(hosts.home(number) / "retain-study" / ".venv", checkout / "requirements.lock")
+            exports = "".join(f"export {key}={value}\n" for key, value in NOT_NICE.items())
+            (hosts.home(number) / ".bashrc").write_text(exports)
         name = f"retain-study-{hosts.mark}"
         text = (checkout / "cluster" / "onprem.yaml").read_text()
         for what, yours in {
@@ -223,6 +225,6 @@ def test_ray_down_leaves_nothing(cluster: Cluster) -> None:
     wait_for(
         lambda: not cluster.hosts.processes(0) and not cluster.hosts.processes(1),
         "the end of every process",
-        90,
+        240,
     )
     assert not listens(cluster.hosts.addresses[0], 6379)

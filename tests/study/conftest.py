@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from study.folder import StudyFolder
+from tests.processes import marked
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -78,13 +79,7 @@ class TinyStudy:
 
     def processes(self) -> dict[int, str]:
         """Command lines of this study's processes, Ray's among them, by process id."""
-        found = {}
-        mark = f"RAY_TMPDIR={self.ray_folder}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
-        return found
+        return marked(f"RAY_TMPDIR={self.ray_folder}")
 
     def wait_for(self, happened: Callable[[], object], what: str, timeout_s: float = 150) -> None:
         deadline = time.monotonic() + timeout_s

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,33 +18,19 @@ from pathlib import Path
 import pytest
 
 from study.folder import StudyFolder
+from tests.processes import NOT_NICE, RAY, SMALL, end, free_ports, options
 
 pytestmark = pytest.mark.slow
 
-SMALL = (
-    "corpus.clips_per_machine=8",
-    "corpus.clip_s=1.0",
+SETTINGS = options(
+    *SMALL,
+    "yardstick.confirm=true",
+    "yardstick.steps=2",
     "training.epochs=2",
-    "training.steps_per_epoch=2",
-    "search.recipes=paper",
     "confirm.seeds=1",
     "slots.count=1",
     "slots.cpus_per_worker=0.5",
 )
-SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Below the range that Ray takes its workers' ports from, and free at this moment."""
-    found: list[int] = []
-    for port in range(20_000 + os.getpid() % 5_000, 32_000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            break
-    return found
 
 
 @dataclass
@@ -91,6 +76,7 @@ def head(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]
     (base / "token").write_text("a" * 32)
     port, dashboard, agent, client = free_ports(4)
     environment = os.environ | {
+        **NOT_NICE,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(base / "token"),
         "RAY_TMPDIR": str(folder),
@@ -113,11 +99,7 @@ def head(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]
         wait_for_jobs(address, process, environment, base / "head.log")
         yield Head(checkout, base / "storage", folder, address, environment)
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)  # the command itself outlives SIGTERM, its Ray does not
+        end(process)  # the command itself outlives SIGTERM, its Ray does not
         deadline = time.monotonic() + 20
         while (
             folder.exists() and time.monotonic() < deadline

@@ -1,4 +1,5 @@
-"""What the tests on real clusters share: small settings, free ports, and how to wait for, find and end processes."""
+"""What the tests with clusters and servers of their own share: settings, free ports, and how to wait for, find and end
+processes."""
 
 from __future__ import annotations
 
@@ -16,12 +17,18 @@ SMALL = (
     "corpus.clips_per_machine=8",
     "corpus.clip_s=1.0",
     "training.steps_per_epoch=2",
-    'search.recipes=["paper"]',
+    "search.recipes=paper",
     "yardstick.search=false",
     "yardstick.confirm=false",
 )
-SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+# Ray gives its workers niceness 15. On a machine that others keep busy they would wait for minutes.
+NOT_NICE = {"RAY_worker_niceness": "0"}
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def options(*settings: str) -> list[str]:
+    """``--set`` for each."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def free_ports(count: int) -> list[int]:
