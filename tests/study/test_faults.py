@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import pytest
 
 from tests.study.conftest import SMALL, TinyStudy, cleaned_up
@@ -52,10 +51,11 @@ def processes(study: TinyStudy, title: str) -> set[int]:
     """Ray's workers of this title; a process that renames itself hides its environment, so they go by their parent."""
     raylets = [pid for pid, line in study.processes().items() if "/raylet/raylet " in line]
     found = set()
-    for child in (c for pid in raylets for c in psutil.Process(pid).children()):
-        with contextlib.suppress(psutil.Error):
-            if " ".join(child.cmdline()).startswith(f"ray::{title}"):
-                found.add(child.pid)
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a process that has ended meanwhile
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and (path / "cmdline").read_bytes().startswith(f"ray::{title}".encode()):
+                found.add(int(path.name))
     return found
 
 
@@ -92,7 +92,7 @@ def test_a_trial_goes_on_after_each_of_its_processes_was_killed(study: TinyStudy
         at = epochs(study)[-1]
         os.kill(victim, signal.SIGKILL)
         began = time.monotonic()
-        alive = lambda v=victim, a=at: epochs(study)[-1] > a + 1 and not psutil.pid_exists(v)  # noqa: E731
+        alive = lambda v=victim, a=at: epochs(study)[-1] > a + 1 and not Path(f"/proc/{v}").exists()  # noqa: E731
         wait(study, driver, alive, f"life after {what}")
         seconds[what] = round(time.monotonic() - began, 1)
         assert study.folder.result("t0000") is None, study.folder.result("t0000")
