@@ -41,23 +41,22 @@ MARK = "package"  # tag with the digest of what it was made from
 
 def save_model(package: Path, target: Path) -> None:
     """Write MLflow's model of a packed student to the folder ``target``."""
-    import mlflow.pyfunc
-
     said = json.loads((package / "detector.json").read_text())
-    # What a row may hold says the signature; MLflow would rather read it from the types of ``predict``, and says so.
-    warnings.filterwarnings("ignore", message=".*type hint.*")
     requirements = [f"{name}=={version(name)}" for name in NEEDED]
     if said["encoder"]["name"] == "ast" or said["encoder"]["name"].startswith("data2vec"):
         requirements.append(f"transformers=={version('transformers')}")
-    mlflow.pyfunc.save_model(
-        path=str(target),
-        python_model=str(ROOT / "study" / "served_model.py"),
-        artifacts={"detector": str(package)},
-        code_paths=[str(ROOT / name) for name in CODE],
-        signature=signature(),
-        input_example=(example(package), {"false_alarm_rate": DEFAULT_RATE}),
-        pip_requirements=requirements,
-    )
+    with warnings.catch_warnings(action="ignore"):  # MLflow's of its own type hints, pandas' of MLflow
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(ROOT / "study" / "served_model.py"),
+            artifacts={"detector": str(package)},
+            code_paths=[str(ROOT / name) for name in CODE],
+            signature=signature(),
+            input_example=(example(package), {"false_alarm_rate": DEFAULT_RATE}),
+            pip_requirements=requirements,
+        )
 
 
 def signature() -> Any:

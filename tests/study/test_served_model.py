@@ -49,7 +49,8 @@ def test_a_study_registers_its_winner_at_its_end(tiny_study: Any, uri: str) -> N
     client, (version, *others) = registered(uri, "tiny")
     assert not others
     assert version.tags["student"].startswith("c-")
-    (model,) = client.search_logged_models([client.get_experiment_by_name("tiny").experiment_id])
+    found = client.search_logged_models([client.get_experiment_by_name("tiny").experiment_id])
+    (model,) = (model for model in found if str(model.status) == "READY")
     assert str(model.status) == "READY"
     runs = {run["run_id"]: run for run in tiny_study.runs()}
     assert runs[version.run_id]["trial_id"] == version.tags["student"]
