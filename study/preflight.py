@@ -26,6 +26,7 @@ import search_spaces
 from study import cluster, resources
 from study.config import StudyConfig, validate
 from study.dataset import describe_data
+from study.limits import FROZEN
 from study.tracking_uri import check, redact
 from trainables.data.corpus import Corpus, open_source
 from trainables.errors import UserError
@@ -255,7 +256,8 @@ def target_bytes(config: StudyConfig, cache_dir: Path | None = None) -> float:
         embedding, tokens = TINY_EMBEDDING, TINY_TOKENS_PER_S * config.corpus.clip_s
     else:
         _, _, _, embedding, tokens = _loaded(config.encoder, config.corpus, cache_dir)
-    aligns_tokens = "align_level" in search_spaces.load(config.system).AXES
+    systems = () if config.system == FROZEN else search_spaces.systems_of(config.system)
+    aligns_tokens = any("align_level" in search_spaces.load(system).AXES for system in systems)
     return 4 * (embedding + tokens * aligns_tokens)
 
 

@@ -234,6 +234,8 @@ def test_whose_weights_they_are_is_told_and_they_are_converted_once(tmp_path: Pa
     tokens = 12 * 8 * 64  # patches of 16 frames of 10 ms, bands, width
     assert target_bytes(study) == 4 * (8 * 64 + tokens)
     assert target_bytes(dataclasses.replace(study, system="identify")) == 4 * 8 * 64
+    assert target_bytes(dataclasses.replace(study, system="frozen")) == 4 * 8 * 64
+    assert target_bytes(dataclasses.replace(study, system="identify,retain")) == target_bytes(study)
 
 
 def test_the_built_in_encoders_targets_are_no_larger_than_counted() -> None:
