@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trainables
-from search_spaces.axes import Axes, Branches, Trial
 from trainables.errors import UserError
-from trainables.settings import Scalar
+
+if TYPE_CHECKING:
+    from search_spaces.axes import Axes, Branches, Trial
+    from trainables.settings import Scalar
 
 
 def _names(package: list[str]) -> set[str]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainables.data.corpus import Corpus
 from trainables.settings import CorpusConfig, digest
+
+if TYPE_CHECKING:
+    from trainables.data.corpus import Corpus
 
 SPLITS = ("search", "confirm")
 
