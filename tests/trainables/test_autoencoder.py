@@ -161,7 +161,8 @@ def test_its_record_holds_every_cell_under_its_own_back_ends(small_trial, cache_
     assert len(record["table"]) == len(names) * len(where)
     assert sorted(where) == sorted({(r["machine"], r["subset"], r["band"]) for r in teacher["table"]})
     assert (record["epoch"], record["epochs"], record["done"]) == (1, 1, True)
-    assert set(teacher["metrics"]) <= set(record["metrics"])
+    # after three steps a cell may have an AUC of 0, which leaves the share of the gap undefined
+    assert set(teacher["metrics"]) - {"gap_closed"} <= set(record["metrics"])
     assert {record["metrics"][key] for key in ("official", f"{MSE}/official")} == {
         record["metrics"]["official"]
     }
