@@ -138,3 +138,14 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyStudy]:
         assert done.returncode == 0, done.stdout + done.stderr
         study.said = done.stdout
         yield study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Any]:
+    """A made-up study that is mirrored into an MLflow store of its own (``mirrored_study.py``)."""
+    from tests.study.mirrored_study import Study, empty_store
+
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    study = Study(tmp_path)
+    yield study
+    study.tracker.close(0)

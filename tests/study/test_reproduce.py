@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,8 @@ import pytest
 from study import provenance, reproduce, run
 from study.recorded import Recorded, read
 from study.reproduce import Comparison, differences
-from tests.study.mirrored_study import Study, empty_store, job, record, result
+from tests.study.mirrored_study import Study, job, record, result
 from trainables.errors import UserError
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Iterator[Study]:
-    (tmp_path / "mlflow.db").write_bytes(empty_store())
-    study = Study(tmp_path)
-    yield study
-    study.tracker.close(0)
 
 
 def ended(study: Study, a_job: dict[str, Any], **facts: Any) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +13,6 @@ from study import tracking
 from study.spool import Spool
 from study.tracking import redact
 from tests.study.mirrored_study import Study, empty_store, job, record, result, until
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Iterator[Study]:
-    (tmp_path / "mlflow.db").write_bytes(empty_store())
-    study = Study(tmp_path)
-    yield study
-    study.tracker.close(0)
 
 
 def test_contract(study: Study) -> None:

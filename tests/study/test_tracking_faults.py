@@ -31,14 +31,6 @@ PLAIN_ENV = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", 
 ENV = {**PLAIN_ENV, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Iterator[Study]:
-    (tmp_path / "mlflow.db").write_bytes(empty_store())
-    study = Study(tmp_path)
-    yield study
-    study.tracker.close(0)
-
-
 # Crashes
 
 CHILD = """
