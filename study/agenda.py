@@ -10,13 +10,16 @@ files know.
 A job that fails, fails alone. A job whose slot is lost goes back on the agenda and continues from its
 checkpoint, twice at most. A job that could not write, because a disk is full or read-only, stops the study with
 ``StudyFailed`` and is not judged. So do the first three trials of a run if they all fail: their failures are not
-kept, so that the same command runs them again once the cause is mended. Nothing here knows Ray.
+kept, so that the same command runs them again once the cause is mended. Later, five trials in a row that fail for the
+same reason stop it too. Those failures are kept, since a part of the search space may be their cause: the same
+command then goes on with the next trial. Nothing here knows Ray.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,10 +35,11 @@ logger = logging.getLogger(__name__)
 
 MAX_LOSSES = 2  # times that a job may lose its slot and still go on
 MAX_FAILURES = 3  # first trials of a run that may all fail before the study stops
+MAX_ALIKE = 5  # trials in a row that may fail for one reason
 
 
 class StudyFailed(Exception):
-    """It is the study that is broken and not a trial: every trial so far failed, or a disk takes no writing. The
+    """It is the study that is broken and not a trial: trial after trial failed, or a disk takes no writing. The
     message says why; the study can be resumed once that is mended."""
 
 
@@ -106,6 +110,7 @@ class Agenda:
         self._losses: Counter[str] = Counter()
         self._held: list[tuple[_Live, dict[str, Any]]] = []
         self._num_good = 0  # trials of this run that did not fail
+        self._alike: list[tuple[str, str]] = []  # the last trials, if they failed for one reason: id, reason
         self._listeners, self._silenced = list(listeners), set[int]()
         self._num_workers = num_workers
 
@@ -115,7 +120,7 @@ class Agenda:
         """The next job, or None while there is none: until ``over``, ask again after the next event.
 
         Raises:
-            StudyFailed: the search is over and none of its trials succeeded, or its first trials all failed.
+            StudyFailed: see ``check``; or the search is over and none of its trials succeeded.
         """
         self.check()
         if self._again:
@@ -147,9 +152,16 @@ class Agenda:
         return self.draining and not self._live
 
     def check(self) -> None:
-        """Raise StudyFailed if every trial of this run so far failed and there were enough of them."""
+        """Raise StudyFailed if every trial of this run so far failed, or the last ones for one reason, and there were
+        enough of them."""
         if len(self._held) >= MAX_FAILURES:
             raise self._study_failed()
+        if len(self._alike) >= MAX_ALIKE:
+            ids, reasons = zip(*self._alike, strict=True)
+            raise StudyFailed(
+                f"{len(ids)} trials in a row failed alike ({', '.join(ids)}: {reasons[-1]}).{self._where(ids[-1])} "
+                "Mend the cause and give the same command again: these stay failed, it goes on with the next trial."
+            )
 
     def _begin(self, job: Job) -> Job:
         self._live[job["id"]] = _Live(
@@ -245,6 +257,8 @@ class Agenda:
             "num_workers": live.num_workers,
         }
         self._keep_traceback(live)
+        if live.job["role"] == "trial":
+            self._compare(live)
         if live.job["role"] != "trial":
             self._write(live, result)
         elif state == "failed" and not self._num_good:
@@ -255,6 +269,16 @@ class Agenda:
             self._release_held()
             self._write(live, result)
         self._say("job_ended", live.job, result)
+
+    def _compare(self, live: _Live) -> None:
+        """Whether the trial failed as the ones before it did, numbers apart."""
+        words = [
+            re.sub(r"\d+", "0", reason or "") for reason in (live.failure, *(r for _, r in self._alike[-1:]))
+        ]
+        if live.failure is None or words[0] != words[-1]:
+            self._alike = []
+        if live.failure is not None:
+            self._alike.append((live.job["id"], live.failure))
 
     def _release_held(self) -> None:
         for live, result in self._held:
@@ -281,10 +305,14 @@ class Agenda:
             failures.setdefault(result["reason"], []).append(live.job["id"])
         reasons = "; ".join(f"{', '.join(ids)}: {reason}" for reason, ids in failures.items())
         kept = [live.job["id"] for live, _ in self._held if live.traceback]
-        where = f" The traceback is in {self.folder.job_path(kept[0]) / 'traceback.txt'}." if kept else ""
+        where = self._where(kept[0]) if kept else ""
         return StudyFailed(
             f"every trial failed ({reasons}).{where} Mend the cause and give the same command again to resume."
         )
+
+    def _where(self, job_id: str) -> str:
+        path = self.folder.job_path(job_id) / "traceback.txt"
+        return f" The traceback is in {path}." if path.exists() else ""
 
     def _trained_s(self, job_id: str) -> float:
         return sum(float(r["metrics"].get("epoch_s") or 0.0) for r in self.folder.records(job_id))

@@ -288,6 +288,34 @@ def test_failures_are_kept_once_a_trial_has_succeeded(tmp_path: Path) -> None:
     assert Counter(t.state.name for t in agenda.search.study.get_trials()) == {"FAIL": 5, "PRUNED": 1}
 
 
+def test_five_failures_alike_stop_a_study_that_worked_before_and_it_goes_on(tmp_path: Path) -> None:
+    agenda = with_confirmations(tmp_path, trials=15)
+    play(agenda, agenda.next())
+    for n in range(4):
+        fail(agenda, agenda.next(), f"no file /cache/{n}")
+    play(agenda, agenda.next())
+    for reason in ("no file", "no memory", "no file", "no file", "no file"):
+        fail(agenda, agenda.next(), reason)
+    running = agenda.next()
+    fail(agenda, agenda.next(), "no file")
+    fail(agenda, agenda.next(), "no file")
+    with pytest.raises(StudyFailed) as failed:
+        agenda.next()
+    ids = [f"t{n:04d}" for n in (8, 9, 10, 12, 13)]
+    assert f"5 trials in a row failed alike ({', '.join(ids)}: no file). The traceback is in " in str(
+        failed.value
+    )
+    assert agenda.folder.result("t0013")["state"] == "failed"
+
+    mended = with_confirmations(tmp_path, trials=15)
+    jobs = []
+    while job := mended.next():
+        jobs.append(job["id"])
+        play(mended, job)
+    assert jobs == [running["id"], "t0014", "c-best-s0", "c-best-s1"]
+    assert mended.over
+
+
 def test_a_search_in_which_everything_failed_is_a_failed_study(tmp_path: Path) -> None:
     agenda = open_agenda(tmp_path, trials=2)
     fail(agenda, agenda.next())
@@ -351,7 +379,11 @@ def test_any_course_of_events_ends_with_every_job_ended_once(
     for _ in range(2000):
         try:
             job = agenda.next() if len(live) < slots else None
-        except StudyFailed:
+        except StudyFailed as error:
+            if "in a row" in str(error):
+                live.clear()
+                agenda = with_confirmations(path, trials)
+                continue
             assert not any(
                 (agenda.folder.result(i) or {"state": "failed"})["state"] != "failed" for i in ends
             )
