@@ -83,8 +83,8 @@ ui: env ## MLflow's pages for the studies in runs/, on 127.0.0.1
 	@case " $(ARGS)" in *" --host"*|*" -h"*) echo "error: these pages ask nobody for a password, so they stay on 127.0.0.1;" \
 	  "for others run cluster/mlflow/server.sh, or ssh -L 5000:127.0.0.1:5000 to this machine" >&2; exit 2;; esac
 	@test -f "$(STORAGE)/mlflow.db" || { echo "error: no study in $(STORAGE) yet: run 'make study' first" >&2; exit 2; }
-	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --host 127.0.0.1 \
-	  --artifacts-destination "$(STORAGE)/mlartifacts" $(ARGS)
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 \
+	  --backend-store-uri "sqlite:///$(STORAGE)/mlflow.db" --artifacts-destination "$(STORAGE)/mlartifacts" $(ARGS)
 
 bench: env ## measure what matters against a comparator; ARGS="knn cache" for some; JSON lines in runs/bench.jsonl
 	@$(BIN)/python tests/bench/run.py $(ARGS)

@@ -19,6 +19,7 @@ from study import presets
 from study.config import StudyConfig, all_keys, resolve
 from study.tracking_uri import redact
 from trainables.errors import UserError
+from trainables.files import usable_path
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver of a Ray job
@@ -188,16 +189,9 @@ def storage_folder(given: str | None = None, *, root: Path = ROOT) -> Path:
         raise UserError(
             f"--storage {asked}: not a folder; give one, such as a mounted disk that all nodes share"
         )
-    try:
+    with usable_path(f"--storage {asked[:200]}: cannot be a folder"):
         folder = Path(os.path.abspath(Path(asked).expanduser()))  # resolve() would follow links
         folder.exists()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # RuntimeError: the home of a user that does not exist
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--storage {asked[:200]}: cannot be a folder ({reason}); correct the path") from None
     if throw_away and "working_dir_files" in folder.parts:
         raise UserError(
             f"--storage {asked}: inside the job's throw-away copy of the project; give an absolute path on a disk "

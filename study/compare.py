@@ -19,11 +19,11 @@ from search_spaces.joint import SYSTEM
 from study import findings, plots, statistics
 from study.confirm import FROZEN, YARDSTICK
 from study.document import Block, Bullets, Heading, Picture, Table, Text, markdown, page
-from study.findings import points, verdict
 from study.runs import count
 from study.statistics import Estimate
 from study.summary import Method, Summary, text_of
 from study.tables import columns, gap_cell
+from study.wording import points, verdict
 from trainables.files import write_atomically
 from trainables.settings import digest
 

@@ -24,6 +24,7 @@ import search_spaces
 from search_spaces.joint import SYSTEM
 from study.limits import check_limits
 from trainables.errors import UserError
+from trainables.files import usable_path
 from trainables.scoring.evaluation import Evaluation, evaluation
 from trainables.settings import (
     CorpusConfig,
@@ -278,17 +279,10 @@ def _absolute(values: dict[str, Any]) -> dict[str, Any]:
 
 def _usable_path(key: str, text: str) -> str:
     """``text`` absolute. Raises UserError where no file can have that name, or this one may not be read."""
-    try:
+    with usable_path(f"{key} = {text[:200]!r}: cannot be read"):
         path = os.path.abspath(Path(text).expanduser())
         if Path(path).is_file():
             open(path, "rb").close()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # RuntimeError: the home of a user that does not exist
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key} = {text[:200]!r}: cannot be read ({reason}); correct the path") from None
     return path
 
 

@@ -14,79 +14,9 @@ from search_spaces import systems_of
 from study import statistics
 from study.confirm import YARDSTICK
 from study.runs import count
-from study.statistics import Estimate
-from study.summary import BEST_TITLE, CELL_TITLES, Method, Summary
+from study.summary import CELL_TITLES, Method, Summary
+from study.wording import at_low, hours, name_of, points, size, verdict, where
 from trainables.errors import UserError
-
-# -- wording ----------------------------------------------------------------------------------------------------------
-
-
-def points(estimate: Estimate, *, signed: bool = False) -> str:
-    """``61.2 [59.8, 62.7]``; with ``signed``, ``+4.2 [2.9, 5.5]``."""
-    spec = "+.1f" if signed else ".1f"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:{spec}} [no interval]"
-    return f"{estimate.mean:{spec}} [{_tidy(estimate.low)}, {_tidy(estimate.high)}]"
-
-
-def percent(estimate: Estimate | None) -> str:
-    """``48% [30%, 71%]`` of a share."""
-    if estimate is None:
-        return "no gap"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.0%} [no interval]"
-    return f"{estimate.mean:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
-
-
-def _tidy(value: float) -> str:
-    text = f"{value:.1f}"
-    return "0.0" if text == "-0.0" else text
-
-
-def _size(estimate: Estimate) -> str:
-    return f"{count(estimate.num_seeds, 'seed')}, {count(estimate.num_machines, 'machine')}"
-
-
-def verdict(paired: Estimate) -> str:
-    """What a paired difference lets one say."""
-    if paired.low is None:
-        return "one machine and one seed give no interval, so this says nothing about other machines"
-    if paired.above_zero:
-        return "a gain"
-    if paired.below_zero:
-        return "a loss"
-    return "the interval includes zero, so no difference is shown"
-
-
-def where(key: str) -> str:
-    """A cell ``subset/band`` of the grid, or one of a recording's, in words."""
-    if key in CELL_TITLES:
-        return f"in {CELL_TITLES[key]}"
-    subset, band = key.split("/")
-    noise = {"stationary": "stationary", "nonstationary": "non-stationary", "mismatched": "mismatched"}[
-        subset
-    ]
-    return f"at {band} SNR in {noise} noise"
-
-
-def at_low(summary: Summary) -> str:
-    """`` at low SNR``; nothing where no SNR is known."""
-    return f" at {summary.low} SNR" if summary.low else ""
-
-
-def name_of(method: Method) -> str:
-    """A method inside a sentence."""
-    if method.title.startswith(BEST_TITLE):
-        return method.title.replace(BEST_TITLE, "the best found setting")
-    return {
-        "teacher": "the frozen teacher",
-        "oracle": "the oracle",
-        "paper": "the paper's setting",
-        YARDSTICK: "the challenge's autoencoder",
-    }.get(method.who, method.title.lower())
-
-
-# -- findings ---------------------------------------------------------------------------------------------------------
 
 
 def findings(summary: Summary) -> list[str]:
@@ -135,7 +65,7 @@ def _headline(summary: Summary) -> Iterator[str]:
     yield (
         f"On {summary.held_out}{at_low(summary)}, {name_of(best)} scores {points(best.scores[summary.low])} "
         f"against the frozen teacher's {teacher.scores[summary.low].mean:.1f} ({points(paired, signed=True)}, "
-        f"{_size(paired)}): {verdict(paired)}{_machines(summary, best.who, summary.low)}{shared}."
+        f"{size(paired)}): {verdict(paired)}{_machines(summary, best.who, summary.low)}{shared}."
     )
     if "oracle" in summary.evaluation.references:
         yield _gap(summary, best)
@@ -219,6 +149,12 @@ def _against_paper(summary: Summary) -> Iterator[str]:
     best, paper = summary.methods.get(summary.best_who), summary.methods.get(summary.paper_who)
     if best is None or paper is None or best.who == paper.who or not best.scores:
         return
+    if not paper.scores:
+        yield (
+            f"{name_of(paper)[:1].upper()}{name_of(paper)[1:]} was not confirmed, so it is open whether "
+            f"{name_of(best)} beats it; confirm.recipes = {paper.who} would tell."
+        )
+        return
     pairs = [(summary.versus(best.who, paper.who, band), band) for band in (summary.low, None)]
     if any(paired is None for paired, _ in pairs):
         yield f"Whether {name_of(best)} beats the paper's setting is open: they share no confirmed seed and machine."
@@ -251,7 +187,8 @@ def _race(summary: Summary) -> Iterator[str]:
     parts.append(
         f"{names[0]} won after {count(race.num_seeds, 'seed')}"
         if race.decided
-        else f"the ranking of {', '.join(names)} is open after {count(race.num_seeds, 'seed')}"
+        else f"the ranking of {', '.join(names)} is open after {count(race.num_seeds, 'seed')} of at most "
+        f"{summary.config.most_seeds}"
     )
     yield (
         f"Race of the finalists: {'; '.join(parts)} (paired over machines and seeds, intervals corrected for all its "
@@ -393,8 +330,3 @@ def _searched(summary: Summary) -> Iterator[str]:
         f"{states['failed']} failed; {planned - trained} of {planned} epochs were spared. "
         f"All jobs took {hours(sum(run.worker_s for run in summary.runs))}."
     )
-
-
-def hours(worker_s: float) -> str:
-    """Cost in words."""
-    return f"{worker_s / 3600:.2f} worker-hours" if worker_s >= 36 else f"{worker_s:.0f} worker-seconds"

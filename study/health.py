@@ -13,9 +13,9 @@ import numpy as np
 
 from search_spaces.joint import named
 from study.confirm import read_name
-from study.findings import name_of, points
 from study.runs import count
 from study.summary import Check, Summary
+from study.wording import name_of, points
 
 EDGE = 0.02  # a value this close to the end of its range (share of the range) sits on the boundary
 LOOK, FINE, UNKNOWN = "look", "fine", "unknown"

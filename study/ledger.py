@@ -39,9 +39,6 @@ class Ledger:
             self.ended[event["id"]] = event["result"]
         elif kind == "table":
             self.tables.add(event["id"])
-        elif kind == "baseline":
-            self.started[event["job"]["id"]] = event["job"]
-            self.ended[event["job"]["id"]] = {**event["record"], "state": "finished"}
         elif kind == "told":
             self.study, self.description = event["study"], event["description"]
             self.started.update({job_id: {} for job_id in event["started"]})  # the rest is in the folder
@@ -78,7 +75,7 @@ class Ledger:
         kind, job_id = event["kind"], str(event["job"]["id"] if "job" in event else event.get("id"))
         if kind == "job_reported":
             return event["record"]["epoch"] in self.epochs.get(job_id, ())
-        if kind in ("job_started", "job_ended", "baseline") and job_id in self.ended:
+        if kind in ("job_started", "job_ended") and job_id in self.ended:
             return True
         told = {"job_started": self.started, "table": self.tables}.get(kind, ())
         return bool(event.get("missed")) and job_id in told
@@ -94,18 +91,15 @@ class Ledger:
             if job is None:
                 continue
             events: list[Event] = []
-            if job["role"] == "baseline":
-                if records:
-                    events.append({"kind": "baseline", "job": public(job), "record": slim(records[-1])})
-            elif result is not None or job_id in self.started:
-                began, ended = _times(result)
+            began, ended = _times(result)
+            if result is not None or job_id in self.started:
                 events.append({"kind": "job_started", "job": public(job), **began})
                 events += [
                     {"kind": "job_reported", "id": job_id, "record": slim(r), **ended} for r in records
                 ]
                 if result is not None:
                     events.append({"kind": "job_ended", "id": job_id, "result": slim(result), **ended})
-            if result is not None or (job["role"] == "baseline" and records):
+            if result is not None:
                 events.append({"kind": "table", "id": job_id})
             yield from (m for m in ({"missed": True, **event} for event in events) if not self.has(m))
 

@@ -182,13 +182,6 @@ class Mirror:
         status = "FAILED" if result["state"] == "failed" else "FINISHED"
         self._client.set_terminated(run_id, status, end_time=event["time"])
 
-    def _baseline(self, event: Event) -> None:
-        job, record = event["job"], event["record"]
-        self._job_started(event)
-        self.ledger.started[job["id"]] = job
-        self._job_reported({**event, "id": job["id"]})
-        self._job_ended({**event, "id": job["id"], "result": {**record, "epoch": None, "state": "finished"}})
-
     def _table(self, event: Event) -> None:
         """What it takes to run an ended job again, and its table of scores if it has one."""
         job = self._job(event["id"])

@@ -8,7 +8,7 @@ everywhere: grey teacher, black oracle, blue best setting, muted tones for the p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,12 @@ COLOURS = {
     "tagging": "#8d6a9f",
     "denoising": "#b99a3b",
 }
-SPARE = ("#3d8f96", "#a0525c", "#6f7d3c")
+SPARE = (
+    "#3d8f96",
+    "#a0525c",
+    "#6f7d3c",
+    *[COLOURS[who] for who in ("paper", "tagging", "denoising", "alignment")],
+)
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -93,7 +98,31 @@ def colour(summary: Summary, method: Method) -> str:
     if method.who == summary.best_who and method.who not in COLOURS:
         return BEST
     others = [who for who in summary.methods if who not in COLOURS and who != summary.best_who]
-    return COLOURS.get(method.who) or SPARE[others.index(method.who) % len(SPARE)]
+    taken = [COLOURS[who] for who in summary.methods if who in COLOURS]
+    spare = [shade for shade in SPARE if shade not in taken]
+    return COLOURS.get(method.who) or spare[others.index(method.who) % len(spare)]
+
+
+def look(summary: Summary, method: Method) -> dict[str, Any]:
+    """How the line of a method is drawn: the best setting and the references stand out."""
+    best = method.who == summary.best_who
+    main = best or method.who in ("teacher", "oracle")
+    return {
+        "color": colour(summary, method),
+        "label": method.title,
+        "linestyle": "--" if method.who == "oracle" else "-",
+        "linewidth": 2.0 if best else 1.4 if main else 1.0,
+        "marker": "o",
+        "markersize": 4.5 if main else 3,
+        "zorder": 3 if best else 2,
+    }
+
+
+def legend_below(made: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend below all panels, in as many columns as the figure has room for."""
+    entry = 0.5 + 0.07 * max(len(label) for label in labels)  # inches, at the size of STYLE
+    columns = max(1, min(len(labels), int(made.get_figwidth() / entry)))
+    made.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def band_labels(summary: Summary) -> list[str]:
@@ -127,33 +156,20 @@ def band_curves(summary: Summary) -> Figure | None:
             found = [method.scores.get(f"{subset}/{band}") for band in summary.bands]
             at = np.array([x for x, e in zip(place, found, strict=True) if e is not None])
             have = [e for e in found if e is not None]
-            main = method.who in ("teacher", "oracle", summary.best_who)
             shift = 0.035 * (index - (len(rows) - 1) / 2)
             paired = [method.versus_teacher.get(f"{subset}/{band}") for band in summary.bands]
             for x, e, d in zip(place, found, paired, strict=True):
                 if e is not None and d is not None and d.low is not None and d.high is not None:
                     ends = [min(max(e.mean - d.mean + x, 0.0), 100.0) for x in (d.low, d.high)]
                     axis.plot([x + shift] * 2, ends, color=colour(summary, method), linewidth=0.9, alpha=0.8)
-            axis.plot(
-                at + shift,
-                [e.mean for e in have],
-                color=colour(summary, method),
-                label=method.title,
-                linestyle="--" if method.who == "oracle" else "-",
-                linewidth=2.0 if method.who == summary.best_who else 1.4 if main else 1.0,
-                marker="o",
-                markersize=4.5 if main else 3,
-                zorder=3 if method.who == summary.best_who else 2,
-            )
+            axis.plot(at + shift, [e.mean for e in have], **look(summary, method))
         axis.set_title(subset_title(subset))
         axis.set_xticks(place, band_labels(summary))
         axis.margins(x=0.1)
         axis.set_xlabel("SNR band")
     axes[0, 0].set_ylabel("official score, points (chance 50)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    made.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), (2, 4, 7)[len(subsets) - 1])
-    )
+    legend_below(made, handles, labels)
     return made
 
 
@@ -191,18 +207,7 @@ def auc_curves(summary: Summary) -> Figure | None:
                 values = [
                     score if (score := statistics.plain(part)) is not None else np.nan for part in parts
                 ]
-                main = method.who in ("teacher", "oracle", summary.best_who)
-                axis.plot(
-                    place,
-                    values,
-                    color=colour(summary, method),
-                    label=method.title,
-                    linestyle="--" if method.who == "oracle" else "-",
-                    linewidth=2.0 if method.who == summary.best_who else 1.4 if main else 1.0,
-                    marker="o",
-                    markersize=4 if main else 2.5,
-                    zorder=3 if method.who == summary.best_who else 2,
-                )
+                axis.plot(place, values, **look(summary, method))
             axis.set_xticks(place, band_labels(summary))
             axis.margins(x=0.1)
             if number == 0:
@@ -211,8 +216,7 @@ def auc_curves(summary: Summary) -> Figure | None:
                 axis.set_xlabel("SNR band")
         line[0].set_ylabel(f"{CELL_TITLES[metric]}, points")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    columns = min(len(labels), (2, 4, 7)[len(subsets) - 1])
-    made.legend(handles, labels, loc="outside lower center", ncols=columns)
+    legend_below(made, handles, labels)
     return made
 
 

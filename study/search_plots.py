@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study import health
-from study.plots import BEST, COLOURS, INK, ORACLE, PALE, TEACHER, figure
+from study.plots import BEST, INK, PALE, TEACHER, colour, figure, legend_below
 from study.runs import Run
 from study.summary import Summary
 
@@ -182,8 +182,9 @@ def pareto(summary: Summary) -> Figure | None:
     for who, method in summary.methods.items():
         if low in method.search and high in method.search and who != summary.best_who:
             marker = "s" if who in ("teacher", "oracle") else "D"
-            colour = {"teacher": TEACHER, "oracle": ORACLE}.get(who) or COLOURS.get(who, "#6f7d3c")
-            marks.append((method.title, method.search[high], method.search[low], marker, colour))
+            marks.append(
+                (method.title, method.search[high], method.search[low], marker, colour(summary, method))
+            )
     best = next((r for r in trials if summary.best and r.id == summary.best.trial_id), None)
     if best is not None:
         marks.append(("Best by official score", best.metrics[high], best.metrics[low], "*", BEST))
@@ -246,10 +247,9 @@ def history(summary: Summary) -> Figure | None:
         left.step(*zip(*steps, strict=True), where="post", color=BEST, linewidth=1.1, label="best so far")
     for run in trials:
         if run.baseline:
-            shade = COLOURS.get(run.baseline, "#6f7d3c")
-            left.scatter(
-                number[run.id], run.official, marker="D", s=30, color=shade, label=run.baseline, zorder=4
-            )
+            recipe = summary.methods[run.baseline]
+            look = {"marker": "D", "s": 30, "color": colour(summary, recipe)}
+            left.scatter(number[run.id], run.official, label=recipe.title, zorder=4, **look)
     left.set_xlabel("trial")
     left.set_ylabel("official score, points\n(search machines)")
     left.xaxis.get_major_locator().set_params(integer=True)
@@ -281,5 +281,5 @@ def history(summary: Summary) -> Figure | None:
     handles: dict[str, Any] = {}
     for axis in (left, right):
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+    legend_below(made, list(handles.values()), list(handles))
     return made

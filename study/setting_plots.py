@@ -37,7 +37,8 @@ def best_setting(summary: Summary) -> Figure | None:
 
     params = summary.best.params
     panels = [p for p in (_lambda(summary, params), _stages(params), _curriculum(summary, params)) if p]
-    names = [name for name in params if name in _space(summary).AXES]
+    fixed = summary.config.search.fixed
+    names = [name for name in params if name in _space(summary).AXES and name not in fixed]
     if not (panels or names):
         return None
     height = max(3.3 * len(panels), 1.0 + 0.3 * len(names))

@@ -45,6 +45,9 @@ TITLES = {
     "tagging": "Tagging",
     "alignment": "Alignment",
     "paper": "Paper's setting",
+    "lora": "LoRA",
+    "full": "Full fine-tuning",
+    "per_sample": "Contrast of samples",
 }
 
 
@@ -238,8 +241,8 @@ def _paper_of(system: str) -> str:
 def _recipe_title(who: str) -> str:
     system, _, recipe = who.partition("-")
     if recipe and system in search_spaces.SYSTEMS:  # of a study across systems
-        return f"{TITLES.get(recipe, recipe.capitalize())} ({system})"
-    return TITLES.get(who, who.capitalize())
+        return f"{_recipe_title(recipe)} ({system})"
+    return TITLES.get(who, who.replace("_", " ").capitalize())
 
 
 def _finalist_title(finalist: confirm.Finalist) -> str:
@@ -247,8 +250,9 @@ def _finalist_title(finalist: confirm.Finalist) -> str:
     if finalist.name == "best":
         return f"{BEST_TITLE} ({system})" if system else BEST_TITLE
     rank = finalist.name.removeprefix("best").partition("-")[0]
-    title = f"Finalist {rank}" if rank else "Best"
-    return f"{title} ({system})" if system else title
+    if not rank:
+        return f"Best of {system}"
+    return f"Finalist {rank} ({system})" if system else f"Finalist {rank}"
 
 
 def _yardstick(folder: StudyFolder, runs: tuple[Run, ...], backend: str) -> Estimate | None:

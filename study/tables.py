@@ -10,8 +10,8 @@ import statistics
 
 from study.confirm import YARDSTICK, read_name
 from study.document import Table
-from study.findings import percent, points
 from study.summary import CELL_TITLES, Method, Summary
+from study.wording import percent, points
 
 SELECTION = (
     "Search machines: these numbers chose the best trial and flatter it. For selection only, not a result."

@@ -91,11 +91,6 @@ class Tracker:
         self._put(kind="job_ended", id=job["id"], result=slim(result))
         self._put(kind="table", id=job["id"])
 
-    def baseline(self, job: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """A job that trains nothing, from start to end, with its one record at its epoch or at step 0."""
-        self._put(kind="baseline", job=public(job), record=slim(record))
-        self._put(kind="table", id=job["id"])
-
     def log_artifacts(self, paths: Iterable[Path]) -> None:
         """Files or folders for the parent run, read when they are sent."""
         for path in paths:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from trainables.errors import UserError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 NO_ROOM_WORDS = tuple(os.strerror(number) for number in NO_ROOM)  # for errors that come without a number
 
@@ -32,6 +34,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content``; readers see the old file or the new one, never a part."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def usable_path(what: str) -> Iterator[None]:
+    """What a path given by a person can be wrong with, as a UserError that begins with ``what``."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # RuntimeError: the home of a user that does not exist
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{what} ({reason}); correct the path") from None
 
 
 @contextmanager

@@ -13,6 +13,10 @@ from typing import Any
 from study.folder import StudyFolder
 from study.tracking import Tracker
 
+DELIVERY_S = (
+    300  # for MLflow to hold everything: a store made by a busy machine takes minutes, a quiet one seconds
+)
+
 
 def job(job_id: str = "t0003", **changes: Any) -> dict[str, Any]:
     return {
@@ -117,7 +121,7 @@ def empty_store() -> bytes:
     with tempfile.TemporaryDirectory() as root:
         study = Study(Path(root), name="nothing")
         study.tracker.start({}, "")
-        assert study.tracker.close(120) == 0
+        assert study.tracker.close(DELIVERY_S) == 0
         with sqlite3.connect(f"{root}/mlflow.db") as db:
             for table in ("tags", "params", "runs", "experiment_tags"):
                 db.execute(f"DELETE FROM {table}")

@@ -17,7 +17,7 @@ import optuna
 import pytest
 
 from study import presets
-from study.command import parse
+from study.command import parse, parser
 from study.config import StudyConfig, all_keys, identity, resolve
 from study.folder import StudyFolder
 from study.ledger import Ledger
@@ -48,17 +48,8 @@ def test_settings(count: int) -> None:
 @pytest.mark.parametrize("count", COUNTS)
 def test_command_lines(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(1)
-    options = [
-        "--preset",
-        "--set",
-        "--trials",
-        "--storage",
-        "--tracking-uri",
-        "--name",
-        "--dry-run",
-        "--odd",
-        "-x",
-    ]
+    known = {option for action in parser()._actions for option in action.option_strings}
+    options = [*sorted(known - {"-h", "--help", "--reproduce"}), "--odd", "-x"]
     for _ in range(count):
         words = [rng.choice((rng.choice(options), bad_text(rng))) for _ in range(rng.randint(1, 6))]
         watched(lambda given=words: parse(given), words)  # type: ignore[misc]

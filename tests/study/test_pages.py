@@ -19,7 +19,7 @@ import pytest
 
 from study import views
 from study.tracking_uri import ui_command
-from tests.study.mirrored_study import Study, empty_store, job, record, until
+from tests.study.mirrored_study import DELIVERY_S, Study, empty_store, job, record, until
 
 SNR_SIGMOID = {
     "lambda_kind": "snr_sigmoid",
@@ -96,6 +96,13 @@ class Pages:
             .map(a => [a.getBoundingClientRect().top, a.textContent]).sort((a, b) => a[0] - b[0]).map(a => a[1])"""
         return [name.split()[0] for name in self.driver.execute_script(script)]
 
+    def headings(self) -> list[str]:
+        """What the columns of the table of runs are called, from left to right."""
+        script = """return [...document.querySelectorAll('.ag-header-cell')].filter(e => e.textContent.trim())
+            .map(e => [e.getBoundingClientRect().left, e.textContent.trim()]).sort((a, b) => a[0] - b[0])
+            .map(e => e[1])"""
+        return list(self.driver.execute_script(script))
+
 
 def needed(program: str) -> str:
     found = shutil.which(program)
@@ -128,7 +135,7 @@ def finished_study(root: Path) -> Study:
     axes.figure.savefig(figure)
     study.tracker.log_artifacts([figure])
     study.tracker.finish("FINISHED")
-    assert study.tracker.close(120) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     return study
 
 
@@ -212,11 +219,8 @@ def test_the_study_is_found_and_its_trials_lie_under_it(pages: Pages) -> None:
     pages.click("a", "quick")
     pages.follow(views.TITLES[views.NESTED])  # the description leads there, wherever MLflow's pages begin
     pages.wait(lambda: pages.rows() == ["quick"], "the parent alone")
-    headings = pages.wait(
-        lambda: [h for h in pages.texts(".ag-header-cell") if h][2:], "the headings of the columns"
-    )
     wanted = ["system", "lambda_kind", "curriculum_kind", "weighting_kind", "official", "low/official"]
-    assert headings[: len(wanted)] == wanted
+    pages.wait(lambda: pages.headings()[2 : 2 + len(wanted)] == wanted, f"columns in the order {wanted}")
     pages.click(".ag-pinned-left-cols-container .ag-row button")
     below = ["c-best-s0", "t0003", "t0002", "t0001"]
     pages.wait(lambda: pages.rows() == ["quick", *below], "the children, nested")

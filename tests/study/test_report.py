@@ -20,13 +20,14 @@ import pytest
 import search_spaces
 from study.config import ConfirmConfig, SearchConfig, StudyConfig
 from study.confirm import confirm_jobs, read_name
-from study.findings import findings, points
+from study.findings import findings
 from study.folder import StudyFolder
 from study.report import FIGURES, assess, document, markdown, write_report
 from study.search import build_job
 from study.statistics import Estimate
 from study.summary import Summary
 from study.terminal import print_comparison
+from study.wording import points
 from trainables.scoring.grid import summarise
 from trainables.settings import TrainingConfig, to_dict
 

@@ -24,7 +24,7 @@ import pytest
 from study import score
 from study.packaging import FOLDER, Packing, pack
 from study.tracking import Tracker
-from tests.study.mirrored_study import Study, empty_store, job, result
+from tests.study.mirrored_study import DELIVERY_S, Study, empty_store, job, result
 
 
 def registered(uri: str, name: str) -> Any:
@@ -202,13 +202,13 @@ def test_while_mlflow_is_away_the_winner_waits_in_the_spool(tiny_study: Any, tmp
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     back = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "quick", study.folder)
     back.start(study.json, "")
-    assert back.close(120) == 0
+    assert back.close(DELIVERY_S) == 0
     client, (version,) = registered(f"sqlite:///{tmp_path}/mlflow.db", "tiny")
     assert client.get_run(version.run_id).data.tags["trial_id"] == won["id"]
     back = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "quick", study.folder)
     back.start(study.json, "")
     back.log_model(package)  # as the same command does
-    assert back.close(120) == 0
+    assert back.close(DELIVERY_S) == 0
     assert len(registered(f"sqlite:///{tmp_path}/mlflow.db", "tiny")[1]) == 1
 
 

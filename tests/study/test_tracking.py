@@ -12,16 +12,16 @@ import pytest
 from study import tracking
 from study.spool import Spool
 from study.tracking import redact
-from tests.study.mirrored_study import Study, empty_store, job, record, result, until
+from tests.study.mirrored_study import DELIVERY_S, Study, empty_store, job, record, result, until
 
 
 def test_contract(study: Study) -> None:
     tracker = study.tracker
     tracker.start(study.json, "Searches lambda.")
     teacher = job("b-teacher", role="baseline", baseline="teacher", label="frozen teacher", params={})
-    study.folder.write_job(teacher)
-    study.folder.append_record("b-teacher", {**record(1), "table": [{"machine": "fan"}]})
-    tracker.baseline(teacher, record(1))
+    study.begin(teacher)
+    study.report(teacher, 1, table=True)
+    study.end(teacher, result(1))
     wide = {f"knob{i}": i for i in range(150)} | {"lambda_kind": "ramp", "essay": "x" * 7000}
     trial, paper = job(params=wide), job("t0000", baseline="paper", label="constant, fixed, fixed")
     study.begin(trial)
@@ -41,7 +41,7 @@ def test_contract(study: Study) -> None:
     tracker.log_artifacts([findings])
     tracker.set_parent({"best/official": 63.0, "nan": float("nan")}, {"winner": "t0003"})
     tracker.finish("FINISHED")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
 
     runs = study.runs()
     parent = runs.pop("quick")
@@ -109,7 +109,7 @@ def test_resume_continues_the_same_runs(study: Study) -> None:
     study.begin(cut)
     study.report(cut, 1)
     study.tracker.finish("KILLED")
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     before = study.runs()
     assert (before["quick"].info.status, before["t0002"].info.status) == ("KILLED", "KILLED")
 
@@ -123,7 +123,7 @@ def test_resume_continues_the_same_runs(study: Study) -> None:
     until(lambda: study.runs()["t0002"].info.status == "RUNNING")
     tracker.job_ended(cut, result(2))
     tracker.finish("FINISHED")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     after = study.runs()
     assert {n: r.info.run_id for n, r in after.items()} == {n: r.info.run_id for n, r in before.items()}
     assert {r.info.status for r in after.values()} == {"FINISHED"}
@@ -136,7 +136,7 @@ def test_resume_continues_the_same_runs(study: Study) -> None:
     tracker = study.open()
     tracker.start(study.json, "")
     tracker.finish("FINISHED")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     assert study.runs(deleted=True).keys() == before.keys()
     assert study.steps("t0001") == [1]
     assert study.steps("t0002") == [1, 2]
@@ -160,7 +160,7 @@ def test_mlflow_may_wait_for_the_first_epoch_of_a_training(
     assert not connected.wait(0.3)
     study.report(trial, 1)
     assert connected.wait(60)
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     assert study.steps("t0001") == [1]
 
 
@@ -168,7 +168,7 @@ def test_closing_does_not_wait_for_an_epoch(study: Study) -> None:
     tracker = tracking.Tracker(study.uri, study.name, study.folder, patience_s=600)
     tracker.start(study.json, "")
     tracker.finish("KILLED")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     assert study.runs()["quick"].info.status == "KILLED"
 
 
@@ -188,7 +188,7 @@ def test_delivered_events_are_summed_up_and_not_told_again(study: Study, compact
             study.report(trial, epoch, table=True)
         study.end(trial, result(3))
         study.tracker.finish("FINISHED")
-        assert study.tracker.close(60) == 0
+        assert study.tracker.close(DELIVERY_S) == 0
     events = (study.folder.path / "spool" / "events.jsonl").read_text().splitlines()
     kinds = [json.loads(event)["kind"] for event in events]
     assert (kinds == ["told"]) is compacted
@@ -205,16 +205,18 @@ def test_what_the_driver_could_not_say_is_found_in_the_folder(study: Study) -> N
     study.tracker.start(study.json, "")
     study.begin(trial)
     study.report(trial, 1)
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     study.folder.append_record("t0001", {**record(2), "table": [{"machine": "fan"}]})
     study.folder.write_result("t0001", result(2))
     study.folder.write_job(teacher)
     study.folder.append_record("b-oracle", record(1))
+    study.folder.write_result("b-oracle", {**result(1), "started": "2025-01-01T12:00:00+00:00"})
     tracker = study.open()
     tracker.start(study.json, "")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     runs = study.runs()
     assert runs["t0001"].info.status == runs["b-oracle"].info.status == "FINISHED"
+    assert runs["b-oracle"].info.end_time - runs["b-oracle"].info.start_time == 41_200  # as long as it took
     assert study.steps("t0001") == [1, 2]
     assert study.artifacts("t0001") == ["job.json", "knn.json"]
 
@@ -225,7 +227,7 @@ def test_another_or_an_emptied_store_gets_the_whole_study(study: Study) -> None:
         tracker = study.open()
         tracker.start(study.json, "")
         tracker.finish("FINISHED")
-        assert tracker.close(60) == 0
+        assert tracker.close(DELIVERY_S) == 0
         assert study.steps("t0001") == [1, 2]
 
     trial = job("t0001")
@@ -234,7 +236,7 @@ def test_another_or_an_emptied_store_gets_the_whole_study(study: Study) -> None:
     study.report(trial, 1)
     study.report(trial, 2)
     study.end(trial, result(2))
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     first = study.uri
     study.uri = f"sqlite:///{study.root}/other.db"
     (study.root / "other.db").write_bytes(empty_store())
@@ -259,7 +261,7 @@ def test_a_run_created_twice_by_a_slow_server_is_deleted(study: Study) -> None:
     run = until(lambda: study.experiment and study.runs().get("t0001"))
     study.client.create_run(study.experiment.experiment_id, tags=run.data.tags, start_time=0)
     study.tracker.finish("FINISHED")
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     assert study.runs()["t0001"].info.run_id == run.info.run_id
 
 
@@ -268,14 +270,14 @@ def test_a_refused_event_does_not_hold_up_the_others(study: Study, caplog: pytes
     study.tracker.start(study.json, "")
     study.tracker.log_artifacts([plot])
     study.tracker.set_parent({"official": 61.0}, {})
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     assert study.runs()["quick"].data.metrics == {"official": 61.0}
     assert [m for m in caplog.messages if "plot.png is not there any more" in m]
     assert "1 refused" in caplog.messages[-1]
     plot.write_bytes(b"png")
     tracker = study.open()
     tracker.start(study.json, "")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     assert study.artifacts("quick") == ["plot.png"]
 
 
@@ -294,10 +296,10 @@ def test_refused_events_are_offered_again(study: Study, monkeypatch: pytest.Monk
         patch.setattr(MlflowClient, "log_batch", refuse)
         study.report(job(), 1)
         study.end(job(), result(1))
-        assert study.tracker.close(60) == 0
+        assert study.tracker.close(DELIVERY_S) == 0
     assert study.runs()["t0003"].info.status == "RUNNING"
     study.open().start(study.json, "")
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     assert study.runs()["t0003"].info.status == "FINISHED"
     assert study.steps("t0003") == [1]
 
@@ -317,7 +319,7 @@ def test_a_place_for_artifacts_that_fails_does_not_hold_up_the_rest(
     until(lambda: Spool(spool, "").num_refused() == 1)
     study.tracker.log_artifacts([study.folder.path / "study.json"])
     study.tracker.finish("FINISHED")
-    assert study.tracker.close(60) == 0  # and when closing, patience is shorter
+    assert study.tracker.close(DELIVERY_S) == 0  # and when closing, patience is shorter
     assert Spool(spool, "").num_refused() == 2
     assert {run.info.status for run in study.runs().values()} == {"FINISHED"}
 
@@ -332,7 +334,7 @@ def test_runs_hold_their_data_set(study: Study) -> None:
         study.open().start({**study.json, "data": data, "config": config}, "")
         for a_job in (trial, confirmation):
             study.begin(a_job)
-        assert study.tracker.close(60) == 0
+        assert study.tracker.close(DELIVERY_S) == 0
         (study.folder.path / "spool" / "cursors.json").unlink()
     found = {
         name: [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs]
@@ -356,6 +358,6 @@ def test_a_job_found_in_the_folder_keeps_its_duration(study: Study) -> None:
     ended = {**result(1), "started": "2025-01-01T12:00:00+00:00", "duration_s": 41.5}
     study.folder.write_result("t0001", ended)
     study.tracker.start(study.json, "")
-    assert study.tracker.close(60) == 0
+    assert study.tracker.close(DELIVERY_S) == 0
     info = study.runs()["t0001"].info
     assert (info.start_time, info.end_time - info.start_time) == (1_735_732_800_000, 41_500)

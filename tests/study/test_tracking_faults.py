@@ -21,7 +21,7 @@ from study.mirror import Mirror
 from study.spool import Spool
 from study.tracking import check, redact
 from tests.study.bad_server import BadServer
-from tests.study.mirrored_study import Study, empty_store, job, record, result, until
+from tests.study.mirrored_study import DELIVERY_S, Study, empty_store, job, record, result, until
 from trainables.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ else:
     study.end(a, t.result())
 if mode == "quiet":
     study.tracker.finish("FINISHED")
-left = study.tracker.close(60)
+left = study.tracker.close(t.DELIVERY_S)
 import threading
 from mlflow.telemetry import get_telemetry_client
 assert get_telemetry_client() is None
@@ -85,7 +85,7 @@ def child(root: Path, mode: str, name: str = "quick") -> subprocess.Popen[str]:
 def test_kill_and_reopen_leaves_no_duplicate(study: Study) -> None:
     for mode in ("delivered", "created"):
         process = child(study.root, mode)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=2 * DELIVERY_S)
         assert process.returncode == -signal.SIGKILL, output
     assert study.steps("t0001") == [1, 2, 3]
     assert study.runs()["t0002"].data.params == {}
@@ -96,7 +96,7 @@ def test_kill_and_reopen_leaves_no_duplicate(study: Study) -> None:
     study.report(other, 1)
     study.end(other, result(1))
     tracker.finish("FINISHED")
-    assert tracker.close(60) == 0
+    assert tracker.close(DELIVERY_S) == 0
     runs = study.runs(deleted=True)
     assert set(runs) == {"quick", "t0001", "t0002"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -108,7 +108,7 @@ def test_kill_and_reopen_leaves_no_duplicate(study: Study) -> None:
 def test_first_use_of_a_store_by_two_processes_is_quiet(tmp_path: Path) -> None:
     processes = [child(tmp_path, "quiet", name) for name in ("one", "two")]
     for process in processes:
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=2 * DELIVERY_S)
         assert (process.returncode, output) == (0, "")
     for name in ("one", "two"):
         assert list((tmp_path / f"cwd-quiet-{name}").iterdir()) == []
