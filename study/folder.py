@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 SHAPES: dict[str, dict[str, type]] = {  # of each whole file, as far as readers rely on it
     "study.json": {"config": dict},
-    "job.json": {"id": str},
+    "job.json": {"id": str, "role": str},
     "result.json": {"state": str},
     "knn.json": {"rows": list},
 }

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, TextIO
 
+from study.pace import Pace
+
 ID_WIDTH = len("c-alignment-s0")  # of the column of job ids; longer ones widen it when they are known
 HEARTBEAT_S = 60.0  # a running job is mentioned this often when nothing ends
 LEGEND = """\
@@ -38,7 +40,7 @@ def kind_of(job: Job) -> str:
 class Progress:
     """A listener of the study's events. ``expected`` is the number of jobs of each kind in the whole study.
 
-    ``earlier`` are the jobs that ended in earlier runs. ``begun`` is when the command was given (``time.time()``).
+    ``earlier`` are the jobs that ended in earlier runs. ``begun`` is when the command was given (``time.monotonic()``).
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Progress:
         self._running: dict[str, tuple[str, float]] = {}  # id -> kind, since when
         self._trained = self._explained = False
         self._spoke = time.monotonic()
+        self._pace = Pace()
         for job, result in earlier:
             self._count(job, result)
 
@@ -87,8 +90,10 @@ class Progress:
         if not self._trained and "train_s" in metrics:
             self._trained = True
             self.say(
-                f"first training step {time.time() - metrics['epoch_s'] - self.begun:.0f} s after the command"
+                f"first training step {time.monotonic() - metrics['epoch_s'] - self.begun:.0f} s after the command"
             )
+        if remark := self._pace.remark(job, record):
+            self.say(remark)
         if time.monotonic() - self._spoke > HEARTBEAT_S:
             scored = f"official {_points(metrics.get('official'))}"
             self.say(

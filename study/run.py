@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-BEGUN = time.time()
+BEGUN = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "study":
     sys.path[0] = str(ROOT)  # run as a script: the project's packages lie one folder up

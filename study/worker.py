@@ -26,6 +26,7 @@ from trainables.errors import TrialFailed, UserError
 from trainables.settings import TrialConfig, build
 
 Record = dict[str, Any]
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
 PING_S = 5.0  # a rank whose process does not answer for so long is taken for dead
 
 
@@ -50,7 +51,8 @@ def resident(config: Mapping[str, Any]) -> None:
         group = broadcast_from_rank_zero(group)
     handle = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
     ray.get(control.join.remote(group, rank, handle))
-    print(f"rank {rank} of {num_ranks} on {ray.util.get_node_ip_address()}", flush=True)  # into Ray's logs
+    host = ray.util.get_node_ip_address()
+    print(f"rank {rank} of {num_ranks} on {host}", flush=True)  # into Ray's logs
     import torch  # takes seconds, which shall not count as the first trial's
 
     gc.freeze()  # collecting garbage after each trial then takes a hundredth of the time
@@ -65,6 +67,7 @@ def resident(config: Mapping[str, Any]) -> None:
         def report(record: Record, seq: int = seq, idle_s: float | None = idle_s) -> bool:
             nonlocal idle_since
             idle_since = time.monotonic()  # if this epoch is the last one
+            record = {**record, "host": host}
             return bool(ray.get(control.report.remote(group, seq, rank, record, idle_s)))
 
         failure = run_job(job, report, measure)
@@ -139,6 +142,10 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, TrialFailed | UserError):
         return text
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return (
+            f"out of memory; a smaller training.batch_size needs less ({type(error).__name__}: {text[:300]})"
+        )
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
 
 

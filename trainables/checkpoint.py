@@ -86,7 +86,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
             if state.pop("crc32") != _checksum(zlib.crc32(data), state):
                 raise ValueError("checksum differs")
             return load(data), state
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             warnings.warn(f"{path.name}: damaged checkpoint passed over ({error})", stacklevel=2)
     return None
 

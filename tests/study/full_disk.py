@@ -58,7 +58,7 @@ def main(disk: Path) -> None:
     folder, cache = StudyFolder(disk / "study"), disk / "cache" / "targets-0.npy"
     checkpoints = folder.checkpoint_path("t0000")
     spool = Spool(folder.path / "spool", "mlflow")
-    folder.write_job({"id": "t0000", "params": {"x": 0.5}})
+    folder.write_job({"id": "t0000", "role": "trial", "params": {"x": 0.5}})
     folder.append_record("t0000", record(1))
     spool.append({"kind": "table", "id": "t0000"})
     save_checkpoint(checkpoints, 1, {"w": torch.ones(1000)}, {})
@@ -67,7 +67,7 @@ def main(disk: Path) -> None:
     writes: list[Callable[[], object]] = [
         lambda: save_checkpoint(checkpoints, 2, {"w": torch.ones(200_000)}, {}),
         lambda: folder.append_record("t0000", record(2) | {"pad": "x" * 200_000}),
-        lambda: folder.write_job({"id": "t0000", "params": {}, "pad": "x" * 200_000}),
+        lambda: folder.write_job({"id": "t0000", "role": "trial", "params": {}, "pad": "x" * 200_000}),
         lambda: folder.write_result("t0000", {"state": "finished", "metrics": {}, "pad": "x" * 200_000}),
         lambda: spool.append({"kind": "table", "id": "x" * 200_000}),
         lambda: make_all({cache: lambda: (1, [np.ones((1, 100_000))])}),

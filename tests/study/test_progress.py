@@ -32,7 +32,7 @@ class Screen(Progress):
 
     def __init__(self, expected: dict[str, int] = EXPECTED, *, num_slots: int = 1, **rest: Any) -> None:
         self.out = io.StringIO()
-        super().__init__(expected, num_slots=num_slots, begun=time.time(), out=self.out, **rest)
+        super().__init__(expected, num_slots=num_slots, begun=time.monotonic(), out=self.out, **rest)
 
     def lines(self) -> list[str]:
         return self.out.getvalue().replace(LEGEND + "\n", "").splitlines()

@@ -16,11 +16,13 @@ import pytest
 
 from study.config import SlotsConfig
 from study.control import Control
-from study.worker import run_job
+from study.worker import describe, run_job
+from trainables.errors import TrialFailed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 Job = dict[str, Any]
+Record = dict[str, Any]
 
 
 @pytest.fixture
@@ -161,6 +163,30 @@ def test_a_failure_is_one_line(
     assert failure is not None
     assert failure[0] == reason
     assert reason.split(": ")[-1].split()[-1] in failure[1]
+
+
+@pytest.mark.usefixtures("toys")
+def test_a_trial_without_memory_fails_alone(make_job: Callable[..., Job]) -> None:
+    reported: list[Record] = []
+    failure = run_job(make_job("a", "hungry"), lambda record: not reported.append(record))  # type: ignore[func-returns-value]
+    assert failure is not None
+    assert failure[0].startswith("out of memory; a smaller training.batch_size needs less (RuntimeError: ")
+    assert [r["epoch"] for r in reported] == [1]
+    assert run_job(make_job("b", "quick"), lambda record: True) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (ValueError("memory"), False),
+        (TrialFailed("loss align is nan in epoch 2"), False),
+    ],
+)
+def test_errors_that_say_there_is_no_memory(error: Exception, out_of_memory: bool) -> None:
+    assert describe(error).startswith("out of memory; ") == out_of_memory
 
 
 @pytest.mark.usefixtures("toys")
@@ -306,6 +332,7 @@ def test_a_study(cluster: str, make_job: Callable[..., Job], tmp_path: Path) -> 
 
     jobs = [make_job(f"good{i}", "quick", quality=9.0 - i) for i in range(6)]
     jobs[2:2] = [make_job("breaks", "raising"), make_job("dies", "resuming", dies_in=3)]
+    jobs.append(make_job("hungry", "hungry"))
     jobs += [make_job("first", "leaking"), make_job("second", "leaking")]
     results = tune.Tuner(
         slot_class(SlotsConfig(), storage=tmp_path / "train"),
@@ -332,6 +359,7 @@ def test_a_study(cluster: str, make_job: Callable[..., Job], tmp_path: Path) -> 
     assert min(len(told[f"good{i}"]) for i in range(6)) == 1, "nothing was stopped early"
     assert told["breaks"][-1]["failed"] == "ZeroDivisionError: a toy breaks"
     assert "ZeroDivisionError" in told["breaks"][-1]["traceback"]
+    assert told["hungry"][-1]["failed"].startswith("out of memory; ")
     assert epochs(told["dies"]) == [1, 2, 3]
     assert told["dies"][-1]["restarts"] == 1
     assert told["dies"][-1]["record"]["first"] == 3, "the trial began anew instead of going on"

@@ -22,6 +22,7 @@ from study.spool import Spool
 from study.tracking import check, redact
 from tests.study.bad_server import BadServer
 from tests.study.mirrored_study import DELIVERY_S, Study, empty_store, job, record, result, until
+from tests.study.slow_proxy import SlowProxy
 from trainables.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -210,9 +211,7 @@ def test_secrets_stay_out_of_files_and_messages(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     study = Study(tmp_path, f"http://user:{CANARY}@127.0.0.1:{port}?token={CANARY}")
     study.folder.write_study({})
     command = f"python study/run.py --tracking-uri {study.uri}"
@@ -228,28 +227,37 @@ def test_secrets_stay_out_of_files_and_messages(
     assert CANARY not in "".join([*written, *ours, *capfd.readouterr(), str(error.value)])
 
 
-@pytest.mark.slow
-def test_real_server_down_up_frozen_gone(tmp_path: Path) -> None:
-    (tmp_path / "server.db").write_bytes(empty_store())
+def start_server(root: Path, port: int) -> subprocess.Popen[bytes]:
+    """A real MLflow on an empty database, in a process group of its own."""
+    (root / "server.db").write_bytes(empty_store())
+    command = f"-m mlflow server --workers 1 --port {port} --backend-store-uri sqlite:///{root}/server.db"
+    with open(root / "server.log", "w") as log:
+        return subprocess.Popen(
+            [sys.executable, *command.split(), "--artifacts-destination", str(root / "artifacts")],
+            env={**ENV, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            cwd=root,
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_real_server_down_up_frozen_gone(tmp_path: Path) -> None:
+    port = free_port()
     study = Study(tmp_path, f"http://127.0.0.1:{port}")
     trial, late = job("t0001"), job("t0002")
     study.tracker.start(study.json, "Through an outage.")
     study.begin(trial)
     for epoch in (1, 2, 3):
         study.report(trial, epoch, table=epoch == 3)
-    command = f"-m mlflow server --workers 1 --port {port} --backend-store-uri sqlite:///{tmp_path}/server.db"
-    with open(tmp_path / "server.log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, *command.split(), "--artifacts-destination", str(tmp_path / "artifacts")],
-            env={**ENV, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-            cwd=tmp_path,
-            start_new_session=True,
-            stdout=log,
-            stderr=log,
-        )
+    server = start_server(tmp_path, port)
     spool = Spool(study.folder.path / "spool", redact(study.uri))
 
     def all_sent() -> bool:
@@ -280,3 +288,59 @@ def test_real_server_down_up_frozen_gone(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert study.tracker.close(90) == 3
     assert time.perf_counter() - start < 60  # it does not wait for a server that is gone
+
+
+@pytest.mark.faults
+def test_a_server_that_answers_after_half_a_minute(tmp_path: Path) -> None:
+    """Nobody waits for it; an answer that comes too late has happened all the same, and does not happen twice."""
+    port = free_port()
+    upstream = f"http://127.0.0.1:{port}"
+    slow = [("runs/create", 45.0), ("runs/create", 45.0), ("log-batch", 30.0), ("log-batch", 30.0)]
+
+    def delay_s(path: str) -> float:
+        for entry in slow:
+            if entry[0] in path:
+                slow.remove(entry)
+                return entry[1]
+        return 0.0
+
+    server, proxy = start_server(tmp_path, port), SlowProxy(upstream, delay_s)
+    try:
+        until(lambda: answers(upstream), 180)
+        study = Study(tmp_path, proxy.uri)
+        times = []
+
+        def timed(call: Callable[..., Any], *args: Any) -> None:
+            start = time.perf_counter()
+            call(*args)
+            times.append(time.perf_counter() - start)
+
+        timed(study.tracker.start, study.json, "")
+        until(lambda: proxy.asked, 60)
+        for number in (1, 2):
+            timed(study.begin, job(f"t{number:04d}"))
+            for epoch in (1, 2, 3):
+                timed(study.report, job(f"t{number:04d}"), epoch)
+            timed(study.end, job(f"t{number:04d}"), result())
+        timed(study.tracker.finish, "FINISHED")
+        assert len(slow) >= 3, "the server was not slow while the study went on"
+        assert max(times) < 10, times
+        until(lambda: Spool(study.folder.path / "spool", redact(study.uri)).num_waiting() == 0, 400)
+        assert study.tracker.close(60) == 0
+        assert slow == []
+        runs = study.runs()  # no name twice
+        assert set(runs) == {"quick", "t0001", "t0002"}
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        assert study.steps("t0001") == study.steps("t0002") == [1, 2, 3]
+    finally:
+        proxy.close()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(uri: str) -> bool:
+    try:
+        check(uri, timeout_s=2)
+    except UserError:
+        return False
+    return True

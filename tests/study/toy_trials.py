@@ -76,6 +76,23 @@ def not_json(trial: TrialConfig, *, cache_dir: Path, checkpoint_dir: Path) -> It
     yield _record(1, 3, table=object())
 
 
+def hungry(trial: TrialConfig, *, cache_dir: Path, checkpoint_dir: Path) -> Iterator[Record]:
+    """Wants more memory than the system gives it: 8 GB, when its process may have 1 GB more than it has."""
+    import resource
+
+    import torch
+
+    yield _record(1, 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + (1 << 30), hard))
+    try:
+        torch.ones(8 << 30, dtype=torch.uint8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    yield _record(2, 3)
+
+
 def hanging(trial: TrialConfig, *, cache_dir: Path, checkpoint_dir: Path) -> Iterator[Record]:
     yield _record(1, 3)
     threading.Event().wait()

@@ -216,7 +216,7 @@ def _read_index(index: Path | None) -> dict[str, Any]:
             AudioFile(**entry["audio"])
             entry["stamp"]
         return dict(known)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

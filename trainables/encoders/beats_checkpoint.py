@@ -230,7 +230,7 @@ def _read_kept(kept: Path) -> tuple[BeatsShape, Weights] | None:
         if content_digest(kept) != sidecar["sha256"]:
             return None
         return build(BeatsShape, sidecar["cfg"]), load_file(kept)
-    except (OSError, ValueError, KeyError, TypeError, UserError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError, SafetensorError):
         return None
 
 
