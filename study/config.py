@@ -63,6 +63,7 @@ class SearchConfig:
 class SlotsConfig:
     """``count`` trials at a time, each on ``workers`` processes with these resources (fractions share a device).
 
+    With ``min_workers`` a slot is elastic: it has as many workers as there is room for, from that up to ``workers``.
     A trial fails when its workers died more than ``max_restarts`` times, or when it finishes no epoch for
     ``epoch_timeout_s``; the first epoch of a study includes what the cache holds afterwards.
     With ``system_metrics`` each epoch also tells what its process took of the machine.
@@ -70,12 +71,27 @@ class SlotsConfig:
 
     count: int = 2
     workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     max_restarts: int = 3
     start_timeout_s: float = 600.0
     epoch_timeout_s: float = 10_800.0
     system_metrics: bool = False
+
+    @property
+    def least(self) -> int:
+        """How many workers a slot has at least."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.workers
+
+    @property
+    def size(self) -> str:
+        """How many workers a slot has, in words: ``2``, or ``1 to 2``."""
+        return f"{self.least} to {self.workers}" if self.elastic else str(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ of its conversation, so that a worker group can die and a new one take the same 
 
 - every worker group has an id; only the newest one is listened to, what an older one says is answered with "stop";
 - a job is given to each rank once per group; more than ``max_restarts`` groups dying on it fail the job;
+- a group that makes place for one of another size, or comes back with another size because a node came or went, has
+  not died on its job: the new one takes the job over and nothing is counted;
 - an epoch goes up once, also if a restarted trial yields it again;
 - a rank that fails takes its whole group out of service, because the other ranks may wait for it in a collective
   for ever.
@@ -27,15 +29,19 @@ Event = dict[str, Any]
 class Control:
     """An asyncio actor. ``seq`` numbers the jobs; ``group`` names a worker group; ``rank`` counts within it."""
 
-    def __init__(self, num_workers: int, max_restarts: int) -> None:
-        self._num_workers, self._max_restarts = num_workers, max_restarts
+    def __init__(self, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
         self._changed = asyncio.Condition()
         self._events: deque[Event] = deque()
         self._seq = 0
         self._job: Job | None = None  # None: nothing to do
         self._takers: list[str] = []  # groups that have had this job
+        self._resizes = 0  # how many of them have not died on it
         self._reported = self._allowed = 0  # last epoch that went up, last one the trial may go on after
         self._group: str | None = None  # the newest
+        self._num_workers = 0  # in it
+        self._leaving: str | None = None  # to make place for a group of another size: begins nothing any more
+        self._waiting: set[tuple[str, int]] = set()  # ranks whose epoch is over, by group
         self._broken: str | None = None  # out of service: it gets no job any more
         self._dead: str | None = None  # being restarted, as far as is known
         self._workers: dict[int, bytes] = {}
@@ -49,7 +55,7 @@ class Control:
         """Give the workers a job. The one before, if it still runs, is told to stop."""
         async with self._changed:
             self._seq += 1
-            self._job, self._takers, self._reported, self._allowed = job, [], 0, 0
+            self._job, self._takers, self._resizes, self._reported, self._allowed = job, [], 0, 0, 0
             self._events.clear()
             self._touch()
 
@@ -57,9 +63,9 @@ class Control:
         """Let the trial go on after epoch ``go_on`` and wait for what happens next.
 
         Returns:
-            ``kind`` is ``record`` (record, idle_s, restarts), ``failed`` (reason, traceback), or ``waiting``
-            after ``wait_s`` seconds without either (phase ``running``, or ``starting`` while no worker has the
-            job, and for_s: how long since something moved).
+            ``kind`` is ``record`` (record, idle_s, restarts, num_workers), ``failed`` (reason, traceback), or
+            ``waiting`` after ``wait_s`` seconds without either (phase ``running``, or ``starting`` while no worker
+            has the job, and for_s: how long since something moved).
         """
         async with self._changed:
             if go_on > self._allowed:
@@ -90,11 +96,17 @@ class Control:
 
     # -- the workers' side ----------------------------------------------------------------------------------
 
-    async def join(self, group: str, rank: int, worker: bytes) -> None:
-        """A worker has started. ``worker`` is its actor handle, pickled: reading it would import Ray Train here."""
+    async def join(self, group: str, rank: int, worker: bytes, num_workers: int = 1) -> None:
+        """A worker of a group of ``num_workers`` has started.
+
+        ``worker`` is its actor handle, pickled: reading it would import Ray Train here.
+        """
         async with self._changed:
             if group != self._group:
-                self._group, self._workers = group, {}
+                resized = self._group is not None and num_workers != self._num_workers
+                if self._group in self._takers and (resized or self._group == self._leaving):
+                    self._resizes += 1
+                self._group, self._num_workers, self._workers = group, num_workers, {}
             self._workers[rank] = worker
             self._touch()
 
@@ -104,7 +116,9 @@ class Control:
             while True:
                 await self._changed.wait_for(
                     lambda: (
-                        self._closed or group != self._group or (self._new(after) and group != self._broken)
+                        self._closed
+                        or group != self._group
+                        or (self._new(after) and group not in (self._broken, self._leaving))
                     )
                 )
                 if self._closed or group != self._group or self._job is None:
@@ -112,9 +126,8 @@ class Control:
                 if group not in self._takers:
                     self._takers.append(group)
                     self._touch()
-                if len(self._takers) <= self._max_restarts + 1:
+                if (num := self._restarts()) <= self._max_restarts:
                     return self._seq, self._job
-                num = len(self._takers) - 1
                 self._fail(f"its workers died {num} times (allowed: {self._max_restarts}): {self._death}", "")
 
     async def report(
@@ -127,17 +140,21 @@ class Control:
                 return False
             if rank == 0 and epoch > self._reported:
                 self._reported = epoch
-                restarts = len(self._takers) - 1
-                self._events.append(
-                    {"kind": "record", "record": record, "idle_s": idle_s, "restarts": restarts}
-                )
+                told = {"record": record, "idle_s": idle_s, "restarts": self._restarts()}
+                self._events.append({"kind": "record", **told, "num_workers": self._num_workers})
                 if done:
                     self._job = None
                 self._touch()
             if done:
                 return False
-            await self._changed.wait_for(lambda: self._allowed >= epoch or not self._current(group, seq))
-            return self._allowed >= epoch and seq == self._seq and not self._closed
+            self._waiting.add((group, rank))
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: not self._current(group, seq) or (self._allowed >= epoch and group != self._leaving)
+            )
+            self._waiting.discard((group, rank))
+            mine = group == self._group and seq == self._seq
+            return mine and self._allowed >= epoch and not self._closed
 
     async def fail(self, group: str, seq: int, rank: int, reason: str, traceback: str) -> None:
         """A rank's trial has raised. In a group of several the rank must end afterwards, to have it restarted."""
@@ -152,6 +169,30 @@ class Control:
 
     # -- Ray Train's side -----------------------------------------------------------------------------------
 
+    async def leave(self) -> bool:
+        """The newest group shall make place for one of another size: it begins no epoch and no job any more.
+
+        Returns:
+            Whether it has none under way, so that ending it now costs nothing. Until then, ask again.
+        """
+        async with self._changed:
+            first, self._leaving = self._leaving != self._group, self._group
+            at_work = self._job is not None and self._group in self._takers
+            if at_work and len(self._waiting & self._ranks()) < self._num_workers:
+                return False
+            if first or self._dead != self._group:
+                self._dead = self._group
+                self._touch()
+            return True
+
+    async def stay(self) -> None:
+        """It shall go on after all."""
+        async with self._changed:
+            self._leaving = None
+            if self._dead == self._group:
+                self._dead = None
+            self._touch()
+
     async def died(self, reason: str) -> None:
         """The newest group has ended with an error and is being restarted."""
         async with self._changed:
@@ -159,6 +200,13 @@ class Control:
                 self._death = reason
             self._dead = self._group
             self._touch()
+
+    def _restarts(self) -> int:
+        """How many groups have died on this job."""
+        return len(self._takers) - 1 - self._resizes
+
+    def _ranks(self) -> set[tuple[str, int]]:
+        return {(self._group, rank) for rank in self._workers} if self._group else set()
 
     def _new(self, after: int) -> bool:
         return self._job is not None and self._seq > after

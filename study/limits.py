@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +146,19 @@ def _misfits(config: StudyConfig) -> Iterator[UserError]:
             yield refusal(
                 f"corpus.{key}", value, f"corpus.kind = {corpus.kind!r} does not read it", "corpus.kind", kind
             )
-    if training.batch_size % slots.workers:
-        fitting = training.batch_size // slots.workers * slots.workers or slots.workers
-        why = f"slots.workers = {slots.workers} cannot share it evenly"
-        yield refusal("training.batch_size", training.batch_size, why, "training.batch_size", fitting)
+    if not 1 <= slots.least <= slots.workers:
+        why = f"allowed is 1 to slots.workers = {slots.workers}, or null for always so many"
+        yield refusal("slots.min_workers", slots.min_workers, why, "slots.min_workers", 1)
+    elif any(training.batch_size % size for size in range(slots.least, slots.workers + 1)):
+        # so that any size that a slot takes on trains on the same batches
+        common = math.lcm(*range(slots.least, slots.workers + 1))
+        fitting = training.batch_size // common * common or common
+        why = f"slots.workers = {slots.size} cannot share it evenly"
+        fix = ("slots.min_workers", None) if fitting > 65_536 else ("training.batch_size", fitting)
+        yield refusal("training.batch_size", training.batch_size, why, *fix)
+    if slots.elastic and not slots.cpus_per_worker and not slots.gpus_per_worker:
+        why = "slots.min_workers needs workers that take a CPU or a GPU, or there is always room"
+        yield refusal("slots.cpus_per_worker", slots.cpus_per_worker, why, "slots.cpus_per_worker", 1)
     if search.grace_epochs > training.epochs:
         why = f"allowed is 1 to training.epochs = {training.epochs}"
         yield refusal("search.grace_epochs", search.grace_epochs, why, "search.grace_epochs", training.epochs)

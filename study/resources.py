@@ -51,16 +51,13 @@ def describe(slots: SlotsConfig, supply: Supply) -> str:
     sums = []
     for unit, key in UNITS.items():
         each = slots.cpus_per_worker if unit == "CPU" else slots.gpus_per_worker
-        needed, have, widest = (
-            each * slots.workers * slots.count,
-            supply.total.get(unit, 0),
-            supply.widest.get(unit, 0),
-        )
+        needed, most = (each * workers * slots.count for workers in (slots.least, slots.workers))
+        have, widest = supply.total.get(unit, 0), supply.widest.get(unit, 0)
         if not each:
             continue
-        counted = f"{_count(slots.count, 'slot')} x {_count(slots.workers, 'worker')} x {_count(each, unit)}"
+        counted = f"{_slots(slots)} x {_count(each, unit)}"
         if not supply.open_ended and needed > have + 1e-9:
-            why = f"{counted} is {_count(needed, unit)}, {supply.where} has {have:g}"
+            why = f"{counted} is {'at least ' * slots.elastic}{_count(needed, unit)}, {supply.where} has {have:g}"
             raise UserError(f"{key} = {each:g}: {why}; for example {_smaller(slots, unit, have)}")
         if not supply.open_ended and each > widest + 1e-9:
             why = f"no machine of {supply.where} has more than {_count(widest, unit)}"
@@ -68,12 +65,17 @@ def describe(slots: SlotsConfig, supply: Supply) -> str:
         room = f"of {_count(have, unit)} on {supply.where}"
         if supply.open_ended:
             room = f"needed; {supply.where} has {_count(have, unit)} now and may add nodes"
-        sums.append(f"{counted}: {needed:g} {room}")
+        sums.append(f"{counted}: {needed:g}{f' to {most:g}' * slots.elastic} {room}")
     if not sums:
-        sums.append(f"{_count(slots.count, 'slot')} x {_count(slots.workers, 'worker')}, none reserved")
+        sums.append(f"{_slots(slots)}, none reserved")
     if supply.head_gb is not None:
         sums.append(_on_the_head(slots, supply.head_gb))
     return "; ".join(sums)
+
+
+def _slots(slots: SlotsConfig) -> str:
+    workers = f"{slots.size} worker{'' if slots.workers == 1 else 's'}"
+    return f"{_count(slots.count, 'slot')} x {workers}"
 
 
 def _on_the_head(slots: SlotsConfig, have_gb: float) -> str:
@@ -92,10 +94,10 @@ def _smaller(slots: SlotsConfig, unit: str, have: float) -> str:
     if unit == "GPU" and have == 0:
         return "--set slots.gpus_per_worker=0"
     each = slots.cpus_per_worker if unit == "CPU" else slots.gpus_per_worker
-    fitting = math.floor(have / (each * slots.workers) + 1e-9)
+    fitting = math.floor(have / (each * slots.least) + 1e-9)
     if fitting:
         return f"--set slots.count={fitting}"
-    share = math.floor(100 * have / (slots.count * slots.workers)) / 100
+    share = math.floor(100 * have / (slots.count * slots.least)) / 100
     return f"--set {UNITS[unit]}={share:g} (workers then share them)"
 
 

@@ -8,8 +8,9 @@ one group of workers, both kept: Tune hands it trial after trial (``reset_config
 
 Each epoch is a handshake, so a trial that is stopped early returns and nothing is killed. A trial that raises ends
 with a result that says ``failed``. A worker that dies is restarted by Ray Train and its trial goes on from its
-checkpoint. Only when its workers cannot be started (again) is a slot lost: ``SlotLost`` fails the Tune trial, with
-the reason in one line, and Tune starts another slot. Neither torch nor a trial's code is imported here.
+checkpoint, and so it does when an elastic group changes its size (``elastic.py``). Only when its workers cannot be
+started (again) is a slot lost: ``SlotLost`` fails the Tune trial, with the reason in one line, and Tune starts another
+slot. Neither torch nor a trial's code is imported here.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 1.0  # how often a slot that waits for an epoch looks after its workers
 STOP_S = 8.0  # how long cleanup waits for the workers; what is left dies with the slot's actor
+ELASTIC_S = 20.0  # for the room of an elastic group, before another size is tried
 STALL_S = 60.0  # to create worker processes once there is room for them
 HEAD = "node:__internal_head__"  # of which every head has 1, and no other node anything
 
@@ -64,9 +66,9 @@ def ray_environment() -> dict[str, str]:
 
 
 def slot_resources(settings: SlotsConfig) -> dict[str, float]:
-    """What one slot takes of a cluster, by Ray's names. The slot's own actors take no CPU."""
+    """What one slot takes of a cluster at least, by Ray's names. The slot's own actors take no CPU."""
     per_worker = _per_worker(settings)
-    return {name: amount * settings.workers for name, amount in per_worker.items()}
+    return {name: amount * settings.least for name, amount in per_worker.items()}
 
 
 def slot_class(settings: SlotsConfig, *, storage: str | Path) -> type[Slot]:
@@ -95,13 +97,14 @@ class Slot(tune.Trainable):
         for name, value in TRAIN_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         settings = self.settings
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout_s)
+        patience_s = (
+            min(ELASTIC_S, settings.start_timeout_s) if settings.elastic else settings.start_timeout_s
+        )
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience_s)
         _let_cleaner_find_cluster()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._control = (
-            ray.remote(num_cpus=0)(Control)
-            .options(scheduling_strategy=here)
-            .remote(settings.workers, settings.max_restarts)
+            ray.remote(num_cpus=0)(Control).options(scheduling_strategy=here).remote(settings.max_restarts)
         )
         self._begin(config)
         self._run_name, self._end = f"slot-{uuid.uuid4().hex[:8]}", ""
@@ -152,12 +155,12 @@ class Slot(tune.Trainable):
         pass
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._job, self._epoch = config["job"], 0
+        self._job, self._epoch, self._num_workers = config["job"], 0, self.settings.least
         ray.get(self._control.submit.remote(self._job))
 
     def _result(self, event: Event) -> dict[str, Any]:
         record = event["record"]
-        self._epoch = record["epoch"]
+        self._epoch, self._num_workers = record["epoch"], event["num_workers"]
         result = self._common() | {"done": record["done"], "failed": None, "record": record}
         if "official" in record["metrics"]:
             result["official"] = record["metrics"]["official"]
@@ -172,7 +175,7 @@ class Slot(tune.Trainable):
             "job_id": job["id"],
             "role": job["role"],
             "epoch": self._epoch,
-            "num_workers": self.settings.workers,
+            "num_workers": self._num_workers,
         }
 
     def _require_group(self) -> None:
@@ -191,16 +194,23 @@ class Slot(tune.Trainable):
                 found = super()._create_default_callbacks()
                 return [c for c in found if type(c).__name__ != "DatasetsCallback"]
 
-        settings, began = self.settings, time.monotonic()
+            def _initialize_and_run_controller(self, **parts: Any) -> Any:
+                if settings.elastic:
+                    from study.elastic import Elastic
+
+                    parts["scaling_policy"] = Elastic(self.scaling_config, control)
+                return super()._initialize_and_run_controller(**parts)
+
+        control, settings, began = self._control, self.settings, time.monotonic()
         trainer = Trainer(
             resident,
             train_loop_config={
-                "control": self._control,
+                "control": control,
                 "gpus_per_worker": settings.gpus_per_worker,
                 "system_metrics": settings.system_metrics,
             },
             scaling_config=ScalingConfig(
-                num_workers=settings.workers,
+                num_workers=(settings.least, settings.workers) if settings.elastic else settings.workers,
                 use_gpu=settings.gpus_per_worker > 0,
                 resources_per_worker=_per_worker(settings),
             ),
@@ -224,7 +234,7 @@ class Slot(tune.Trainable):
                 self._end = f"workers lost after {time.monotonic() - began:.0f} s: {one_line(cause)}"
 
     def _asked(self) -> str:
-        wanted = f"{self.settings.workers} x {_spell(_per_worker(self.settings))}"
+        wanted = f"{self.settings.size} x {_spell(_per_worker(self.settings))}"
         has, free = _spell(ray.cluster_resources()), _spell(ray.available_resources())
         return f"asked for {wanted}; the cluster has {has}, free {free}"
 

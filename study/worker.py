@@ -50,7 +50,7 @@ def resident(config: Mapping[str, Any]) -> None:
     if num_ranks > 1:
         group = broadcast_from_rank_zero(group)
     handle = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
-    ray.get(control.join.remote(group, rank, handle))
+    ray.get(control.join.remote(group, rank, handle, num_ranks))
     host = ray.util.get_node_ip_address()
     print(f"rank {rank} of {num_ranks} on {host}", flush=True)  # into Ray's logs
     import torch  # takes seconds, which shall not count as the first trial's

@@ -1,14 +1,21 @@
-"""Folders for the tests on real clusters."""
+"""Folders for the tests on real clusters, and a cluster of nodes that come and go."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import NOT_NICE, RAY, free_ports, marked, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,3 +40,103 @@ def short_folder() -> Iterator[Path]:
     while folder.exists() and time.monotonic() < deadline:  # processes that end late still write
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.2)
+
+
+class Nodes:
+    """A head without CPUs and what is added to it: each a ``ray start`` here, with all that belongs to it."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.util import get_node_ip_address
+
+        self.folder, self.started = folder, dict[str, subprocess.Popen[bytes]]()
+        port, dashboard, client, *self.ports = free_ports(15)
+        self.address = f"{get_node_ip_address()}:{port}"
+        self._start(
+            "head",
+            "--head",
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+        )
+
+    def add(self) -> str:
+        """One more node, with one CPU; returns its name."""
+        name = f"node{len(self.started)}"
+        self._start(name, f"--address={self.address}", "--num-cpus=1")
+        return name
+
+    def kill(self, name: str) -> None:
+        """As if its power were cut: every process of the node ends at once."""
+        deadline = time.monotonic() + 20
+        while (found := marked(f"STUDY_TEST_NODE={name}-{self.folder.name}")) and time.monotonic() < deadline:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        self.started[name].wait(20)
+
+    def _start(self, name: str, *words: str) -> None:
+        """Ray gives a node half a minute to start, which a busy machine may exceed: three attempts."""
+        agent = (
+            self.ports.pop()
+        )  # not asked for again: one that is given to a node may not be taken by it yet
+        log = self.folder / f"{name}.log"
+        asked = [
+            *RAY,
+            "start",
+            "--block",
+            "--object-store-memory=100000000",
+            f"--dashboard-agent-listen-port={agent}",
+        ]
+        asked += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+        if name == "head":
+            asked += ["--num-cpus=0"]
+        for _ in range(3):
+            with open(log, "wb") as file:
+                self.started[name] = subprocess.Popen(
+                    [*asked, *words],
+                    env=os.environ | {"STUDY_TEST_NODE": f"{name}-{self.folder.name}"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+            process = self.started[name]
+            up = lambda: "Ray runtime started" in log.read_text()  # noqa: E731
+            wait_for(lambda: up() or process.poll() is not None, f"the start of {name}", 300)  # noqa: B023
+            if up():
+                return
+            self.kill(name)
+        raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def nodes(short_folder: Path) -> Iterator[Nodes]:
+    """A cluster of nodes that come and go, connected to. Its processes can import the toys of ``tests/study``."""
+    from study.slots import ray_environment
+
+    variables = ray_environment() | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'study'}",
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a" * 32,
+        "RAY_TMPDIR": str(short_folder),
+        **NOT_NICE,
+    }
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Ray warns of while it starts is not ours
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        import ray
+        from ray._raylet import Config
+
+        Config.initialize("")  # Ray may have been imported before, and keeps the mode that it found then
+        made = Nodes(short_folder)
+        try:
+            patch.setenv("RAY_ADDRESS", made.address)
+            ray.init(address=made.address, log_to_driver=False)
+            yield made
+        finally:
+            ray.shutdown()
+            for name in made.started:
+                made.kill(name)

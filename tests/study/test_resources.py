@@ -67,6 +67,16 @@ def test_a_worker_has_to_fit_on_one_node() -> None:
         describe(slots(1, 2, 1, 2), supply)
 
 
+def test_an_elastic_slot_needs_its_minimum_and_says_what_it_may_take() -> None:
+    asked = SlotsConfig(count=2, workers=3, min_workers=1)
+    text = "2 slots x 1 to 3 workers x 1 CPU: 2 to 6 of 4 CPUs on this machine"
+    assert describe(asked, machine(4)) == text
+    with pytest.raises(
+        UserError, match=r"is at least 2 CPUs, this machine has 1; for example --set slots\.count=1"
+    ):
+        describe(asked, machine(1))
+
+
 def test_an_autoscaler_of_unknown_size_is_trusted() -> None:
     none = {"CPU": 0.0, "GPU": 0.0}
     supply = Supply(where="the Ray cluster (1 node)", total=none, widest=none, open_ended=True)

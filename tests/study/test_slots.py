@@ -48,10 +48,10 @@ def record(epoch: int, epochs: int = 3) -> dict[str, Any]:
 
 
 async def joined(num_workers: int = 1, max_restarts: int = 1) -> Control:
-    control = Control(num_workers, max_restarts)
+    control = Control(max_restarts)
     await control.submit({"id": "a"})
     for rank in range(num_workers):
-        await control.join("g1", rank, b"")
+        await control.join("g1", rank, b"", num_workers)
     return control
 
 
@@ -126,9 +126,78 @@ def test_a_failed_rank_takes_its_group_out_of_service() -> None:
         stuck = asyncio.create_task(control.take("g1", 0, 1))
         await asyncio.sleep(0)
         assert not stuck.done()
-        await control.join("g2", 0, b"")
+        await control.join("g2", 0, b"", 2)
         assert await stuck is None
         assert await control.take("g2", 0, 0) == (2, {"id": "b"})
+
+    asyncio.run(scene())
+
+
+def test_a_group_that_makes_place_for_another_size_ends_its_epoch_first() -> None:
+    async def scene() -> None:
+        control = await joined(num_workers=2, max_restarts=0)
+        for rank in (0, 1):
+            await control.take("g1", rank, 0)
+        assert await control.leave() is False
+        first = asyncio.create_task(control.report("g1", 1, 0, record(1)))
+        assert (await control.next(0, 1.0))["num_workers"] == 2
+        assert await control.leave() is False, "rank 1 still trains"
+        second = asyncio.create_task(control.report("g1", 1, 1, record(1)))
+        assert (await control.next(1, 0.01))["phase"] == "running"
+        assert await control.leave() is True
+        assert not first.done()
+        assert not second.done()
+        assert (await control.next(1, 0.01))["phase"] == "starting", (
+            "bounded by the time that a start may take"
+        )
+        await control.join("g2", 0, b"", 1)
+        assert await control.take("g2", 0, 0) == (1, {"id": "a"})
+        again = asyncio.create_task(control.report("g2", 1, 0, record(1)))
+        assert (await control.next(1, 0.01))["kind"] == "waiting", "no epoch goes up twice"
+        assert await again is True
+        assert (await first, await second) == (False, False)
+        last = asyncio.create_task(control.report("g2", 1, 0, record(2)))
+        event = await control.next(1, 1.0)
+        assert (event["num_workers"], event["restarts"]) == (1, 0), "a resize is no failure"
+        last.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_group_that_may_stay_goes_on() -> None:
+    async def scene() -> None:
+        control = await joined()
+        await control.take("g1", 0, 0)
+        told = asyncio.create_task(control.report("g1", 1, 0, record(1)))
+        await control.next(0, 1.0)
+        assert await control.leave() is True
+        assert (await control.next(1, 0.01))["phase"] == "starting"
+        assert not told.done()
+        await control.stay()
+        assert await told is True
+        assert (await control.next(1, 0.01))["phase"] == "running"
+        await control.submit({"id": "b"})
+        assert await control.leave() is True, "it has not taken the job yet"
+        taken = asyncio.create_task(control.take("g1", 0, 1))
+        await asyncio.sleep(0)
+        assert not taken.done(), "and takes none while it is to leave"
+        await control.stay()
+        assert await taken == (2, {"id": "b"})
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("num_workers", "restarts"), [(2, 1), (1, 0)])
+def test_only_a_death_that_leaves_the_size_as_it_was_is_the_trial_s(num_workers: int, restarts: int) -> None:
+    async def scene() -> None:
+        control = await joined(num_workers=2)
+        await control.take("g1", 0, 0)
+        await control.died("its node has gone, or its process")
+        await control.join("g2", 0, b"", num_workers)
+        await control.take("g2", 0, 0)
+        told = asyncio.create_task(control.report("g2", 1, 0, record(1)))
+        assert (await control.next(0, 1.0))["restarts"] == restarts
+        told.cancel()
 
     asyncio.run(scene())
 
@@ -306,7 +375,7 @@ def assert_nothing_left(address: str) -> None:
     """A process takes a moment to be gone after it was told to go."""
     import time
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while (left := left_behind(address)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []

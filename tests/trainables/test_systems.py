@@ -158,6 +158,9 @@ def test_two_workers_equal_one(system, small_trial, cache_dir, tmp_path):
         for kind in WEIGHTINGS
     ]
     alone = [timeless(train(trial, cache_dir=cache_dir)) for trial in trials]
+    started = train(trials[0], cache_dir=cache_dir, checkpoint_dir=tmp_path / "checkpoint0")
+    next(started)  # two workers go on with this one from here
+    started.close()
     todo, store = json.dumps([to_dict(t) for t in trials]), str(tmp_path / "store")
     files = [tmp_path / f"rank{rank}.json" for rank in range(2)]
     processes = [
@@ -178,7 +181,11 @@ def test_two_workers_equal_one(system, small_trial, cache_dir, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], errors
     first, second = (json.loads(file.read_text()) for file in files)
     assert second[0] == [{"epoch": e, "epochs": 2, "done": e == 2} for e in (1, 2)]
-    for kind, one, two in zip(WEIGHTINGS, alone, map(timeless, first), strict=True):
+    (tmp_path / "checkpoint1" / "epoch-0002.json").unlink()  # one worker goes on with what two have begun
+    alone.append(alone[1])
+    first.append(list(train(trials[1], cache_dir=cache_dir, checkpoint_dir=tmp_path / "checkpoint1")))
+    assert len(first[-1]) == 2
+    for kind, one, two in zip([*WEIGHTINGS, list(WEIGHTINGS)[1]], alone, map(timeless, first), strict=True):
         for a, b in zip(one, two, strict=True):
             for name, value in a["metrics"].items():
                 learned = name.startswith(("loss_", "weight_", "train_"))
