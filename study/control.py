@@ -38,6 +38,7 @@ class Control:
         self._takers: list[str] = []  # groups that have had this job
         self._resizes = 0  # how many of them have not died on it
         self._reported = self._allowed = 0  # last epoch that went up, last one the trial may go on after
+        self._passed = 0  # last one that a rank of the newest group has gone on after
         self._group: str | None = None  # the newest
         self._num_workers = 0  # in it
         self._leaving: str | None = None  # to make place for a group of another size: begins nothing any more
@@ -55,7 +56,8 @@ class Control:
         """Give the workers a job. The one before, if it still runs, is told to stop."""
         async with self._changed:
             self._seq += 1
-            self._job, self._takers, self._resizes, self._reported, self._allowed = job, [], 0, 0, 0
+            self._job, self._takers, self._resizes = job, [], 0
+            self._reported = self._allowed = self._passed = 0
             self._events.clear()
             self._touch()
 
@@ -106,7 +108,7 @@ class Control:
                 resized = self._group is not None and num_workers != self._num_workers
                 if self._group in self._takers and (resized or self._group == self._leaving):
                     self._resizes += 1
-                self._group, self._num_workers, self._workers = group, num_workers, {}
+                self._group, self._num_workers, self._workers, self._passed = group, num_workers, {}, 0
             self._workers[rank] = worker
             self._touch()
 
@@ -118,7 +120,7 @@ class Control:
                     lambda: (
                         self._closed
                         or group != self._group
-                        or (self._new(after) and group not in (self._broken, self._leaving))
+                        or (self._new(after) and group != self._broken and self._may_begin(group))
                     )
                 )
                 if self._closed or group != self._group or self._job is None:
@@ -150,11 +152,15 @@ class Control:
             self._waiting.add((group, rank))
             self._changed.notify_all()
             await self._changed.wait_for(
-                lambda: not self._current(group, seq) or (self._allowed >= epoch and group != self._leaving)
+                lambda: (
+                    not self._current(group, seq) or (self._allowed >= epoch and self._may_pass(group, epoch))
+                )
             )
             self._waiting.discard((group, rank))
-            mine = group == self._group and seq == self._seq
-            return mine and self._allowed >= epoch and not self._closed
+            if group != self._group or seq != self._seq or self._allowed < epoch or self._closed:
+                return False
+            self._passed = max(self._passed, epoch)
+            return True
 
     async def fail(self, group: str, seq: int, rank: int, reason: str, traceback: str) -> None:
         """A rank's trial has raised. In a group of several the rank must end afterwards, to have it restarted."""
@@ -207,6 +213,14 @@ class Control:
 
     def _ranks(self) -> set[tuple[str, int]]:
         return {(self._group, rank) for rank in self._workers} if self._group else set()
+
+    def _may_begin(self, group: str) -> bool:
+        """A group that is to leave begins no job, unless one of its ranks has: that one would wait for the others."""
+        return group != self._leaving or group in self._takers
+
+    def _may_pass(self, group: str, epoch: int) -> bool:
+        """The same for the next epoch."""
+        return group != self._leaving or epoch <= self._passed
 
     def _new(self, after: int) -> bool:
         return self._job is not None and self._seq > after

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import NOT_NICE, RAY, free_ports, marked, wait_for
+from tests.processes import NOT_NICE, RAY, free_ports, marked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,68 +43,57 @@ def short_folder() -> Iterator[Path]:
 
 
 class Nodes:
-    """A head without CPUs and what is added to it: each a ``ray start`` here, with all that belongs to it."""
+    """A head without CPUs and what is added to it: each a ``ray start`` here, with all that belongs to it.
+
+    Not with ``--block``: the head would end with its Ray client server, which nobody here uses and Ray insists on.
+    """
 
     def __init__(self, folder: Path) -> None:
         from ray.util import get_node_ip_address
 
-        self.folder, self.started = folder, dict[str, subprocess.Popen[bytes]]()
+        self.folder, self.names = folder, list[str]()
         port, dashboard, client, *self.ports = free_ports(15)
         self.address = f"{get_node_ip_address()}:{port}"
-        self._start(
-            "head",
-            "--head",
-            f"--port={port}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
-        )
+        head = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        self._start("head", "--head", "--num-cpus=0", *head)
 
     def add(self) -> str:
         """One more node, with one CPU; returns its name."""
-        name = f"node{len(self.started)}"
+        name = f"node{len(self.names)}"
         self._start(name, f"--address={self.address}", "--num-cpus=1")
         return name
+
+    def processes(self, name: str) -> dict[int, str]:
+        return marked(self._mark(name))
 
     def kill(self, name: str) -> None:
         """As if its power were cut: every process of the node ends at once."""
         deadline = time.monotonic() + 20
-        while (found := marked(f"STUDY_TEST_NODE={name}-{self.folder.name}")) and time.monotonic() < deadline:
+        while (found := self.processes(name)) and time.monotonic() < deadline:
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        self.started[name].wait(20)
+
+    def _mark(self, name: str) -> str:
+        return f"STUDY_TEST_NODE={name}-{self.folder.name}"
 
     def _start(self, name: str, *words: str) -> None:
         """Ray gives a node half a minute to start, which a busy machine may exceed: three attempts."""
-        agent = (
-            self.ports.pop()
-        )  # not asked for again: one that is given to a node may not be taken by it yet
+        self.names.append(name)
+        # no port is asked for twice: one that is given to a node may not be taken by it yet
+        asked = [*RAY, "start", *words, f"--dashboard-agent-listen-port={self.ports.pop()}"]
+        asked += ["--object-store-memory=100000000", "--disable-usage-stats"]
+        asked += ["--min-worker-port=0", "--max-worker-port=0"]
+        mark, _, value = self._mark(name).partition("=")
         log = self.folder / f"{name}.log"
-        asked = [
-            *RAY,
-            "start",
-            "--block",
-            "--object-store-memory=100000000",
-            f"--dashboard-agent-listen-port={agent}",
-        ]
-        asked += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-        if name == "head":
-            asked += ["--num-cpus=0"]
         for _ in range(3):
             with open(log, "wb") as file:
-                self.started[name] = subprocess.Popen(
-                    [*asked, *words],
-                    env=os.environ | {"STUDY_TEST_NODE": f"{name}-{self.folder.name}"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                )
-            process = self.started[name]
-            up = lambda: "Ray runtime started" in log.read_text()  # noqa: E731
-            wait_for(lambda: up() or process.poll() is not None, f"the start of {name}", 300)  # noqa: B023
-            if up():
+                done = subprocess.run(
+                    asked, env=os.environ | {mark: value}, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                    timeout=300, check=False, start_new_session=True,
+                )  # fmt: skip
+            if done.returncode == 0:
                 return
             self.kill(name)
         raise AssertionError(log.read_text())
@@ -138,5 +127,5 @@ def nodes(short_folder: Path) -> Iterator[Nodes]:
             yield made
         finally:
             ray.shutdown()
-            for name in made.started:
+            for name in made.names:
                 made.kill(name)

@@ -21,7 +21,7 @@ from study.config import SearchConfig, SlotsConfig, StudyConfig
 from study.folder import StudyFolder
 from study.search import Search
 from tests.cluster.conftest import Nodes
-from tests.processes import marked, wait_for
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.cluster
 RECIPES = {"alpha": {"x": 0.5}, "beta": {"x": 0.4}}  # never stopped early
@@ -138,8 +138,9 @@ def test_a_trial_goes_on_where_its_node_has_died(nodes: Nodes, tmp_path: Path) -
 
     def busy() -> list[str]:
         """The nodes with a resident worker."""
-        lines = {name: marked(f"STUDY_TEST_NODE={name}-{nodes.folder.name}").values() for name in names}
-        return [name for name in names if any("RayTrainWorker" in line for line in lines[name])]
+        return [
+            name for name in names if any("RayTrainWorker" in line for line in nodes.processes(name).values())
+        ]
 
     def story() -> None:
         wait_for(lambda: all(len(study.sizes(t)) >= 2 for t in study.names), "two epochs of both trials", 600)

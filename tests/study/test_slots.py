@@ -164,6 +164,30 @@ def test_a_group_that_makes_place_for_another_size_ends_its_epoch_first() -> Non
     asyncio.run(scene())
 
 
+def test_a_rank_that_is_late_follows_the_others_before_its_group_leaves() -> None:
+    async def scene() -> None:
+        control = await joined(num_workers=2)
+        await control.take("g1", 0, 0)
+        assert await control.leave() is False
+        assert await asyncio.wait_for(control.take("g1", 1, 0), 1.0), "rank 0 has begun, and waits for rank 1"
+        await control.stay()
+        first = asyncio.create_task(control.report("g1", 1, 0, record(1)))
+        await control.next(0, 1.0)
+        await control.next(1, 0.0)
+        assert await first is True
+        assert await control.leave() is False
+        assert await asyncio.wait_for(control.report("g1", 1, 1, record(1)), 1.0), "rank 0 has begun epoch 2"
+        last = [asyncio.create_task(control.report("g1", 1, rank, record(2))) for rank in (0, 1)]
+        await control.next(1, 1.0)
+        await control.next(2, 0.01)
+        assert await control.leave() is True
+        assert not any(task.done() for task in last)
+        await control.close()
+        assert [await task for task in last] == [False, False]
+
+    asyncio.run(scene())
+
+
 def test_a_group_that_may_stay_goes_on() -> None:
     async def scene() -> None:
         control = await joined()
