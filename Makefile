@@ -55,10 +55,10 @@ env: ## build .venv from requirements.lock; does nothing when it is up to date
 study: env ## run (or resume) a study: PRESET=quick, ARGS="--trials 20"
 	@$(BIN)/python study/run.py --preset $(PRESET) $(ARGS)
 
-test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster and test-faults; what CI runs
+test: lint ## the formatter check, the linter, the type checker and every test but those of test-cluster and test-faults
 	@$(BIN)/python -m pytest -m "not cluster and not faults" $(ARGS)
 
-test-cluster: env ## the tests that start clusters of several nodes, with sshd in network namespaces where it may be had
+test-cluster: env ## the tests that start clusters of several nodes, with sshd in network namespaces where it may be had; CI runs test, then this
 	@$(BIN)/python -m pytest -m cluster -o faulthandler_timeout=1800 $(ARGS)
 
 test-faults: env ## 10,000 garbage inputs, and faults injected into real studies and servers
