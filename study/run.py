@@ -83,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if no_room(error):
             text = without_secrets(" ".join(str(error).split()), command)
+            text = text if len(text) <= 300 else f"...{text[-200:]}"  # Ray's quote all that led to them
             fix = (
                 "make room, or the folder writable again, and give the same command again: what ended is kept"
             )

@@ -1,7 +1,7 @@
 """Ray Tune as the engine of a study: it starts slots, hands them jobs, and reports what comes back.
 
-``run_jobs`` runs the agenda to its end. Tune keeps no state of its own that matters: its folder under the
-study is removed, nothing is restored from it, and a resumed study is a new Tune run over what the study
+``run_jobs`` runs the agenda to its end. Tune and Train keep no state that matters: their folders under the
+study are removed, nothing is restored from it, and a resumed study is a new Tune run over what the study
 folder says. All bookkeeping happens in ``StudyCallback``, because Tune tells a searcher neither of the result
 that ends a trial nor why a slot was lost. An error in our bookkeeping (a full disk, say) ends the run and is
 raised again.
@@ -259,7 +259,9 @@ def run_jobs(
     )
     scheduler.replay(search.folder)
     scratch = search.folder.path / "tune"
-    shutil.rmtree(scratch, ignore_errors=True)
+    of_ray = (scratch, search.folder.path / "slots")  # a slot that was killed leaves its part behind
+    for folder in of_ray:
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         with _quiet_tune(), _signals_restored():
             tune.Tuner(
@@ -283,7 +285,8 @@ def run_jobs(
                 ),
             ).fit()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in of_ray:
+            shutil.rmtree(folder, ignore_errors=True)
     if callback.error is not None:
         raise callback.error
     if not agenda.over:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class TinyStudy:
     name: str = "tiny"
     settings: Sequence[str] = tuple(SETTINGS)
     said: str = ""
+    variables: dict[str, str] = field(default_factory=dict)  # more of the environment
+    wrapped: Sequence[str] = ()  # a command that runs the driver's
 
     @property
     def folder(self) -> StudyFolder:
@@ -52,7 +54,7 @@ class TinyStudy:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"RAY_TMPDIR": str(self.ray_folder)}
+        return os.environ | {"RAY_TMPDIR": str(self.ray_folder)} | self.variables
 
     def arguments(self, *more: str) -> list[str]:
         return ["--storage", str(self.storage), "--name", self.name, *self.settings, *more]
@@ -60,7 +62,7 @@ class TinyStudy:
     def start(self, *more: str) -> subprocess.Popen[str]:
         """The driver in a process group of its own, so that a signal reaches it alone."""
         return subprocess.Popen(
-            [sys.executable, "study/run.py", *self.arguments(*more)],
+            [*self.wrapped, sys.executable, "study/run.py", *self.arguments(*more)],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -69,13 +69,14 @@ def test_the_driver_s_own_full_disk_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*arguments: Any) -> None:
-        raise RuntimeError("while writing") from OSError(errno.ENOSPC, "No space left on device")
+        raise RuntimeError("while writing " * 99) from OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(run, "run", full)
     assert run.main(["--storage", str(tmp_path), "--name", "mine"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: cannot write (")
     assert said.count("\n") == 1
+    assert len(said) < 500
     assert "give the same command again" in said
 
 
