@@ -1,8 +1,12 @@
 """The confirmation stage: who is trained again, with which seeds, on the machines that no trial has seen.
 
 Finalists are chosen from the search trials alone: full-length trials by their last ``official`` on the search
-machines. What is scored on ``confirm`` machines chooses nobody; it only says whether finalists that race need another
-seed (``study/race.py``), and asking again gives the same answer.
+machines. A report is about the best of them: nothing held out had a part in choosing it, so its confirmed score
+flatters nobody. Scores on ``confirm`` machines only say whether finalists that race need another seed
+(``study/race.py``), and which student is *used* (``winner``): that of the finalist who won, once intervals have parted,
+since several seeds on new machines say more than one search trial did. That finalist's confirmed score was picked among
+several and may be lucky; the report says so where it is another than its best. While the ranking is open, the search's
+choice stands. Asking again gives the same answers.
 Jobs come seed by seed, so that a study interrupted half-way holds complete pairs for the seeds it has. A search
 extended after its confirmation may name another winner; that one gets names of its own (``c-best-t0031-s0``) and the
 earlier jobs stay what they were.
@@ -161,18 +165,18 @@ def race_of(
     config: StudyConfig, folder: StudyFolder, chosen: Sequence[Finalist], *, until: int | None = None
 ) -> Race:
     """Where the race of the finalists stands, or stood after the seeds ``until``."""
+    from study.cells import gather
     from study.race import run_race
-    from study.statistics import gather
-
-    def table(who: str, seed: int) -> list[dict[str, Any]]:
-        result = folder.result(job_name(who, seed))
-        return folder.table(job_name(who, seed)) if result and result["state"] == "finished" else []
 
     most = config.most_seeds
-    cells = {
-        f.who: gather({seed: table(f.who, seed) for seed in range(most)}, config.scoring.backend)
-        for f in chosen
-    }
+    cells = {}
+    for finalist in chosen:
+        jobs = {seed: job_name(finalist.who, seed) for seed in range(most)}
+        ended = {s: job for s, job in jobs.items() if (folder.result(job) or {}).get("state") == "finished"}
+        tables, queries = (
+            {s: read(job) for s, job in ended.items()} for read in (folder.table, folder.queries)
+        )
+        cells[finalist.who] = gather(tables, config.scoring.backend, queries)
     return run_race(cells, first=config.confirm.seeds, most=most, until=until)
 
 
@@ -196,15 +200,24 @@ def read_name(job_id: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
+def winner(config: StudyConfig, folder: StudyFolder, chosen: Sequence[Finalist]) -> Finalist | None:
+    """Whose student is used: the finalist who won a race that is decided, else the search's best."""
+    if len(chosen) > 1 and config.confirm.seeds:
+        race = race_of(config, folder, chosen)
+        if race.decided:
+            return next(f for f in chosen if f.who == race.open[0])
+    return chosen[0] if chosen else None
+
+
 def student_path(config: StudyConfig, folder: StudyFolder) -> Path | None:
-    """The checkpoint of the best setting's first confirmed seed, None if there is none."""
-    if not config.confirm.seeds:
+    """The checkpoint of the winner's first confirmed seed, None if there is none. No score chooses among seeds."""
+    won = winner(config, folder, finalists(config, folder))
+    if won is None or not config.confirm.seeds:
         return None
-    for finalist in finalists(config, folder)[:1]:
-        for seed in range(config.confirm.seeds):
-            result = folder.result(job_name(finalist.who, seed))
-            if result is not None and result["state"] == "finished":
-                return folder.checkpoint_path(job_name(finalist.who, seed))
+    for seed in range(config.confirm.seeds):
+        result = folder.result(job_name(won.who, seed))
+        if result is not None and result["state"] == "finished":
+            return folder.checkpoint_path(job_name(won.who, seed))
     return None
 
 

@@ -14,6 +14,7 @@ from search_spaces import systems_of
 from study import statistics
 from study.confirm import YARDSTICK
 from study.runs import count
+from study.statistics import Estimate
 from study.summary import CELL_TITLES, Method, Summary
 from study.wording import at_low, hours, name_of, points, size, verdict, where
 from trainables.errors import UserError
@@ -111,7 +112,7 @@ def _gap(summary: Summary, best: Method) -> str:
 
 def _machines(summary: Summary, who: str, band: str) -> str:
     """On how many held-out machines the method is ahead of the teacher."""
-    ahead = [gain for _, gain in gains_by_machine(summary, who, band)]
+    ahead = [gain.mean for _, gain in gains_by_machine(summary, who, band)]
     if not ahead:
         return ""
     return f"; it is ahead on {sum(gain > 0 for gain in ahead)} of {count(len(ahead), 'machine')}"
@@ -119,8 +120,8 @@ def _machines(summary: Summary, who: str, band: str) -> str:
 
 def gains_by_machine(
     summary: Summary, who: str, band: str | None = None, metric: str | None = None
-) -> list[tuple[str, float]]:
-    """Mean paired difference to the teacher for each held-out machine, in points."""
+) -> list[tuple[str, Estimate]]:
+    """Paired difference to the teacher for each held-out machine, in points; its interval is over this one alone."""
     one, two = (summary.methods[name].cells if name in summary.methods else None for name in (who, "teacher"))
     if one is None or two is None:
         return []
@@ -130,7 +131,7 @@ def gains_by_machine(
             parts = (cells.only(machine).where(band=band or None, metric=metric) for cells in (one, two))
             paired = statistics.difference(*parts)
             if paired is not None:
-                found.append((machine, paired.mean))
+                found.append((machine, paired))
     return found
 
 
@@ -194,6 +195,11 @@ def _race(summary: Summary) -> Iterator[str]:
         f"Race of the finalists: {'; '.join(parts)} (paired over machines and seeds, intervals corrected for all its "
         "comparisons)."
     )
+    if race.decided and race.open[0] != summary.best_who:
+        yield (
+            f"The student in use is therefore that of {names[0]}. Held-out machines chose it, which flatters its score "
+            f"on them; {name_of(summary.methods[summary.best_who])} was chosen without them."
+        )
 
 
 def _where_it_sits(summary: Summary) -> Iterator[str]:

@@ -7,6 +7,7 @@
     <storage>/<study>/jobs/<id>/job.json         what was to be run
                                /records.jsonl    one record per finished epoch
                                /knn.json         the last full table of scores
+                               /queries.json     what each query scored in it, by the study's back end
                                /result.json      how it ended; its presence means: never run this job again
                                /checkpoint/      written by the training worker
 
@@ -34,6 +35,7 @@ SHAPES: dict[str, dict[str, type]] = {  # of each whole file, as far as readers 
     "job.json": {"id": str, "role": str},
     "result.json": {"state": str},
     "knn.json": {"rows": list},
+    "queries.json": {"machines": dict, "rows": list},
 }
 
 
@@ -101,7 +103,29 @@ class StudyFolder:
                 + b"\n"
             )
         if record.get("table"):
-            _write(self.job_path(job_id) / "knn.json", {"epoch": record["epoch"], "rows": record["table"]})
+            bare = [{k: v for k, v in row.items() if k != "queries"} for row in record["table"]]
+            self._write_queries(job_id, record)
+            _write(self.job_path(job_id) / "knn.json", {"epoch": record["epoch"], "rows": bare})
+
+    def _write_queries(self, job_id: str, record: Mapping[str, Any]) -> None:
+        """What is the same for all rows of a machine is written once, and all on one line: there are thousands."""
+        machines, rows = {}, []
+        for row in record["table"]:
+            if "queries" in row:
+                asked = dict(row["queries"])
+                cell = {k: row[k] for k in ("machine", "subset", "band", "backend", "year") if k in row}
+                rows.append({**cell, "score": asked.pop("score")})
+                machines[row["machine"]] = asked
+        if rows:
+            text = json.dumps({"epoch": record["epoch"], "machines": machines, "rows": rows}, allow_nan=False)
+            write_atomically(self.job_path(job_id) / "queries.json", text + "\n")
+
+    def queries(self, job_id: str) -> list[dict[str, Any]]:
+        """Rows machine x subset x band of the last full scoring by the study's back end: for each query its ``score``,
+        whether it is an ``anomaly`` and of the ``target`` domain (0 or 1), and the number of its ``recording``. Empty
+        if they were not kept."""
+        kept = _read(self.job_path(job_id) / "queries.json") or {"machines": {}, "rows": []}
+        return [{**row, **kept["machines"][row["machine"]]} for row in kept["rows"]]
 
     def table(self, job_id: str) -> list[dict[str, Any]]:
         """Rows machine x subset x band x back end of the last full scoring; empty if there was none."""

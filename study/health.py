@@ -15,7 +15,7 @@ from search_spaces.joint import named
 from study.confirm import read_name
 from study.runs import count
 from study.summary import Check, Summary
-from study.wording import name_of, points
+from study.wording import drawn, name_of, points
 
 EDGE = 0.02  # a value this close to the end of its range (share of the range) sits on the boundary
 LOOK, FINE, UNKNOWN = "look", "fine", "unknown"
@@ -196,7 +196,7 @@ def _overlap(summary: Summary) -> Iterator[Check]:
 def _few(summary: Summary) -> Iterator[Check]:
     number = len(summary.machines)
     if number == 1:
-        text = "One held-out machine: intervals cover the spread of seeds only and say nothing about other machines."
+        text = f"One held-out machine: intervals are over {drawn(summary)}, and say nothing about other machines."
         yield Check(LOOK, text)
     elif 1 < number < 4:
         text = f"Only {number} held-out machines: intervals are wide, and rest on the spread among those few."

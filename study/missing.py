@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from study import confirm
+from study.cells import Cells
 from study.runs import Run, count
-from study.statistics import Cells
 
 if TYPE_CHECKING:
     from study.config import StudyConfig

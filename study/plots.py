@@ -278,7 +278,7 @@ def heat_map(summary: Summary) -> Figure | None:
 
 
 def machine_dots(summary: Summary) -> Figure | None:
-    """Difference of the best setting to the teacher for each held-out machine."""
+    """Difference of the best setting to the teacher for each held-out machine, with its interval."""
     slices = [({"band": summary.low}, f"{summary.low} SNR"), ({}, "all SNRs")]
     if not summary.low:
         slices = [({}, "official"), *(({"metric": m}, CELL_TITLES[m]) for m in summary.evaluation.metrics)]
@@ -286,13 +286,16 @@ def machine_dots(summary: Summary) -> Figure | None:
     found = [(title, gains) for title, gains in found if gains]
     if not found:
         return None
-    names = [machine for machine, _ in sorted(found[0][1], key=lambda pair: pair[1])]
+    names = [machine for machine, _ in sorted(found[0][1], key=lambda pair: pair[1].mean)]
     made, axes = figure(3.5 * len(found), 1.3 + 0.28 * len(names), 1, len(found), sharey=True)
     for axis, (title, gains) in zip(axes[0], found, strict=True):
         for machine, gain in gains:
             y = names.index(machine)
-            axis.plot([0, gain], [y, y], color=PALE, linewidth=2, zorder=1)
-            axis.plot(gain, y, "o", color=BEST if gain > 0 else "#b5553c", markersize=6, zorder=2)
+            shade = BEST if gain.mean > 0 else "#b5553c"
+            axis.plot([0, gain.mean], [y, y], color=PALE, linewidth=2, zorder=1)
+            if gain.low is not None and gain.high is not None:
+                axis.plot([gain.low, gain.high], [y, y], color=shade, linewidth=1, zorder=2)
+            axis.plot(gain.mean, y, "o", color=shade, markersize=6, zorder=3)
         axis.axvline(0, color="#888888", linewidth=0.8)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(-0.6, len(names) - 0.4)

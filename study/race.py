@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from study import statistics
-from study.statistics import Cells, Estimate
+from study.cells import Cells
+from study.statistics import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,7 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
 
     best = summary.methods.get(summary.best_who)
     title = best.title if best else "the best setting"
+    recordings = best is not None and any(score.num_recordings for score in best.scores.values())
     blocks: list[Block] = [
         Heading(f"Findings: {summary.name}", 1),
         Heading("Key findings"),
@@ -136,7 +137,9 @@ def document(summary: Summary, figures: Mapping[str, Path]) -> list[Block]:
                 f"{title} minus frozen teacher, subset by SNR band, {summary.held_out}, with 95% intervals (paired).",
             ),
             *picture(
-                "machines.png", f"{title} minus frozen teacher for each held-out machine, mean of seeds."
+                "machines.png",
+                f"{title} minus frozen teacher for each held-out machine, mean of seeds. Bars: 95% interval for this "
+                f"machine alone, over {'recordings and ' if recordings else ''}seeds.",
             ),
         ]
     if summary.best is not None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from study import confirm
+from study.cells import Cells, gather
 from study.folder import StudyFolder
 from trainables.settings import Scalar
 
@@ -81,14 +82,18 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def confirmed_tables(folder: StudyFolder, runs: tuple[Run, ...], who: str) -> dict[int, list[dict[str, Any]]]:
-    """The tables of a method's confirmed seeds."""
-    tables = {}
+def confirmed_cells(folder: StudyFolder, runs: tuple[Run, ...], who: str, backend: str) -> Cells:
+    """The scores of a method's confirmed seeds."""
+    found = {}
     for run in runs:
         named = confirm.read_name(run.id)
         if run.role == "confirm" and run.state == "finished" and named and named[0] == who:
-            tables[named[1]] = folder.table(run.id)
-    return tables
+            found[named[1]] = run.id
+    return gather(
+        {seed: folder.table(job_id) for seed, job_id in found.items()},
+        backend,
+        {seed: folder.queries(job_id) for seed, job_id in found.items()},
+    )
 
 
 def search_run(runs: tuple[Run, ...], who: str, chosen: tuple[confirm.Finalist, ...]) -> Run | None:

@@ -14,65 +14,33 @@ covers about 80 % where it says 95 %. Its two arms are therefore stretched by wh
 Satterthwaite's degrees of freedom over the machine and seed components (Hesterberg, What teachers should know about
 the bootstrap, 2015, on the narrowness bias). In simulations the result covers 90 to 99 % (tests/study). The price is
 width: two machines give intervals so wide that they rarely say anything, which is what two machines are worth.
-One machine leaves only the seeds, one machine and one seed no interval at all. The clips of a machine are not
-resampled: their sampling error is in the spread between seeds only as far as seeds redraw mixtures.
+
+Recordings lie inside machines. Where machines are drawn, each brings its recordings along, so what they vary is in the
+spread between machines already, and drawing them once more would count it twice (Davison and Hinkley, Bootstrap methods
+and their application, 1997, section 3.8). But few machines may agree by luck: the spread between them counts for no
+less than what their recordings, drawn again (``study/redrawn.py``), make of it. With one machine there is no such
+spread. Recordings and seeds then are all there is to draw, and the interval says what other recordings of this machine
+would give. Jobs that did not keep what each query scored leave one machine only the seeds, and one seed no interval.
 
 Shape legend: S seeds, M machines, K cells of one seed and machine, B resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trainables.scoring.evaluation import CELLS
+from study.cells import Cells
+from study.redrawn import NUM_DRAWS
 
 NUM_RESAMPLES = 4000
 LEVEL = 0.95
 SMALLEST = 1e-6  # points; an AUC of zero makes a harmonic mean zero, not undefined
 
-Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cells:
-    """Scores in points, values_SMK, NaN where a cell does not exist (no target domain, a machine not scored).
-
-    ``keys`` are (subset, band, metric), and of recordings the id or section as well. ``harmonic`` is how the cells of
-    a seed are averaged.
-    """
-
-    seeds: tuple[int, ...]
-    machines: tuple[str, ...]
-    keys: tuple[tuple[str, ...], ...]
-    values_SMK: np.ndarray
-    harmonic: bool = True
-
-    def where(
-        self, *, subset: str | None = None, band: str | None = None, metric: str | None = None
-    ) -> Cells:
-        """The cells of one subset, one band, one metric, or several of these."""
-        wanted = (subset, band, metric)
-        keep = [
-            i
-            for i, key in enumerate(self.keys)
-            if all(w in (None, part) for w, part in zip(wanted, key, strict=False))
-        ]
-        return replace(self, keys=tuple(self.keys[i] for i in keep), values_SMK=self.values_SMK[:, :, keep])
-
-    def of_seeds(self, seeds: Iterable[int]) -> Cells:
-        """The cells of these seeds, which it has."""
-        seeds = tuple(seeds)
-        rows = [self.seeds.index(seed) for seed in seeds]
-        return replace(self, seeds=seeds, values_SMK=self.values_SMK[rows])
-
-    def only(self, machine: str) -> Cells:
-        """The cells of one machine."""
-        index = self.machines.index(machine)
-        return replace(self, machines=(machine,), values_SMK=self.values_SMK[:, index : index + 1])
+Statistic = Callable[..., np.ndarray]  # of v_BS, w_BM, and whether recordings are drawn again as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +48,7 @@ class Estimate:
     """A mean with its 95 % interval. ``low`` and ``high`` are None where no interval can be given.
 
     ``share_above`` is the share of resamples above zero (differences only). With few machines it overstates
-    certainty: it knows only the machines at hand. The interval decides.
+    certainty: it knows only the machines at hand. The interval decides. ``num_recordings`` is 0 where none were kept.
     """
 
     mean: float
@@ -88,6 +56,7 @@ class Estimate:
     high: float | None
     num_seeds: int
     num_machines: int
+    num_recordings: int = 0
     share_above: float | None = None
 
     @property
@@ -104,54 +73,20 @@ class Estimate:
         return not (self.above_zero or self.below_zero)
 
 
-def gather(tables: Mapping[int, Sequence[Mapping[str, Any]]], backend: str) -> Cells:
-    """The cells of one method from its tables of scores by seed, for one scoring back end."""
-    rows = [(seed, row) for seed, table in tables.items() for row in table if row["backend"] == backend]
-    seeds = tuple(sorted({seed for seed, _ in rows}))
-    machines = tuple(dict.fromkeys(machine_of(row) for _, row in rows))
-    keys = tuple(dict.fromkeys(_key(row, metric) for _, row in rows for metric in CELLS if metric in row))
-    values = np.full((len(seeds), len(machines), len(keys)), np.nan)
-    place = {key: i for i, key in enumerate(keys)}
-    for seed, row in rows:
-        for metric in CELLS:
-            if row.get(metric) is not None:
-                at = place[_key(row, metric)]
-                values[seeds.index(seed), machines.index(machine_of(row)), at] = row[metric]
-    harmonic = all(row.get("year") != 2020 for _, row in rows)
-    return Cells(seeds=seeds, machines=machines, keys=keys, values_SMK=values, harmonic=harmonic)
-
-
-def machine_of(row: Mapping[str, Any]) -> str:
-    """The machine that a row counts for: of a recording's ``fan/id_00``, the fan."""
-    name = str(row["machine"])
-    return name.partition("/")[0] if "year" in row else name
-
-
-def _key(row: Mapping[str, Any], metric: str) -> tuple[str, ...]:
-    section = str(row["machine"]).partition("/")[2:] if "year" in row else ()
-    return (row["subset"], row["band"], metric, *section)
-
-
 def mean(cells: Cells, *, seed: int = 0) -> Estimate | None:
     """The official score in points with its interval; None without cells."""
-    parts = _common([cells])
-    if parts is None:
+    shared = _shared([cells])
+    if shared is None:
         return None
-    (score,), num_seeds, num_machines = parts
-    found = _interval(score, num_seeds, num_machines, seed)
-    limit = [None if x is None else float(np.clip(x, 0.0, 100.0)) for x in (found.low, found.high)]
-    return Estimate(
-        mean=found.mean, low=limit[0], high=limit[1], num_seeds=num_seeds, num_machines=num_machines
-    )
+    found = _interval(shared.statistics[0], shared, seed)
+    low, high = (None if x is None else float(np.clip(x, 0.0, 100.0)) for x in (found.low, found.high))
+    return replace(found, low=low, high=high)
 
 
 def plain(cells: Cells) -> float | None:
     """The official score in points without an interval; None without cells."""
-    parts = _common([cells])
-    if parts is None:
-        return None
-    (score,), num_seeds, num_machines = parts
-    return float(score(np.ones((1, num_seeds)), np.ones((1, num_machines)))[0])
+    shared = _shared([cells])
+    return None if shared is None else float(shared.statistics[0](*shared.ones)[0])
 
 
 def difference(method: Cells, reference: Cells, *, seed: int = 0, level: float = LEVEL) -> Estimate | None:
@@ -159,13 +94,11 @@ def difference(method: Cells, reference: Cells, *, seed: int = 0, level: float =
 
     Its interval covers with the probability ``level``.
     """
-    parts = _common([method, reference])
-    if parts is None:
+    shared = _shared([method, reference])
+    if shared is None:
         return None
-    (one, two), num_seeds, num_machines = parts
-    found = _interval(
-        lambda v, w: one(v, w) - two(v, w), num_seeds, num_machines, seed, share=True, level=level
-    )
+    one, two = shared.statistics
+    found = _interval(lambda *drawn: one(*drawn) - two(*drawn), shared, seed, share=True, level=level)
     low, high = (None if x is None else float(np.clip(x, -100.0, 100.0)) for x in (found.low, found.high))
     return replace(found, low=low, high=high)
 
@@ -177,29 +110,25 @@ def gap_closed(method: Cells, teacher: Cells, oracle: Cells, *, seed: int = 0) -
     The interval is Fieller's: the shares g for which (method - teacher) - g (oracle - teacher) may be zero. It does
     not exist where the gap itself may be zero; ``low`` and ``high`` are then None.
     """
-    parts = _common([method, teacher, oracle])
-    if parts is None or any(collapsed(cells) for cells in (method, teacher, oracle)):
+    shared = _shared([method, teacher, oracle])
+    if shared is None or any(collapsed(cells) for cells in (method, teacher, oracle)):
         return None
-    (one, two, three), num_seeds, num_machines = parts
+    one, two, three = shared.statistics
 
-    def gain(v: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return one(v, w) - two(v, w)
+    def both(*drawn: Any) -> np.ndarray:
+        """Gain over the teacher, and the gap."""
+        base = two(*drawn)
+        return np.stack([one(*drawn) - base, three(*drawn) - base])
 
-    def gap(v: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return three(v, w) - two(v, w)
-
-    ones_v, ones_w = np.ones((1, num_seeds)), np.ones((1, num_machines))
-    a, b = float(gain(ones_v, ones_w)[0]), float(gap(ones_v, ones_w)[0])
+    a, b = (float(x[0]) for x in both(*shared.ones))
     if not b > 0:
         return None
-    v, w = _weights(num_seeds, num_machines, seed)
-    both = _components(lambda v, w: np.stack([gain(v, w), gap(v, w)]), v, w)
     low = high = None
-    if both is not None:
-        g = np.array([1.0, -a / b])
-        quantile = _student([float(g @ c @ g) for c in both], num_seeds, num_machines)
-        low, high = _fieller(a, b, sum(both[1:], both[0]), quantile)
-    return Estimate(mean=a / b, low=low, high=high, num_seeds=num_seeds, num_machines=num_machines)
+    parts = _components(both, shared, seed, np.array([1.0, -a / b]))
+    if parts:
+        cov = np.sum([cov for cov, _ in parts], axis=0)
+        low, high = _fieller(a, b, cov, _student(parts, np.array([1.0, -a / b])))
+    return replace(shared.estimate, mean=a / b, low=low, high=high)
 
 
 def collapsed(cells: Cells) -> bool:
@@ -216,8 +145,29 @@ def _fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[floa
     return float((linear - root**0.5) / square), float((linear + root**0.5) / square)
 
 
-def _common(methods: Iterable[Cells]) -> tuple[list[Statistic], int, int] | None:
-    """One statistic per method over the cells that all of them have, with the numbers of seeds and machines."""
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """One statistic per method over the cells that all of them have, and what there is to draw."""
+
+    statistics: list[Statistic]
+    num_seeds: int
+    num_machines: int
+    num_recordings: int
+    num_strata: int
+
+    @property
+    def ones(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every seed and machine once."""
+        return np.ones((1, self.num_seeds)), np.ones((1, self.num_machines))
+
+    @property
+    def estimate(self) -> Estimate:
+        """Without its numbers yet."""
+        numbers = {name: getattr(self, name) for name in ("num_seeds", "num_machines", "num_recordings")}
+        return Estimate(mean=0.0, low=None, high=None, **numbers)
+
+
+def _shared(methods: Iterable[Cells]) -> _Shared | None:
     methods = list(methods)
     seeds, machines, keys = (
         [x for x in getattr(methods[0], name) if all(x in getattr(m, name) for m in methods[1:])]
@@ -225,18 +175,15 @@ def _common(methods: Iterable[Cells]) -> tuple[list[Statistic], int, int] | None
     )
     if not (seeds and machines and keys):
         return None
-    stack = np.stack(
-        [
-            m.values_SMK[
-                np.ix_(
-                    [m.seeds.index(s) for s in seeds],
-                    [m.machines.index(x) for x in machines],
-                    [m.keys.index(k) for k in keys],
-                )
-            ]
-            for m in methods
-        ]
-    )
+    places = [
+        (
+            [m.seeds.index(s) for s in seeds],
+            [m.machines.index(x) for x in machines],
+            [m.keys.index(k) for k in keys],
+        )
+        for m in methods
+    ]
+    stack = np.stack([m.values_SMK[np.ix_(*place)] for m, place in zip(methods, places, strict=True)])
     shared_SMK = np.isfinite(stack).all(axis=0)
     if not shared_SMK.any():
         return None
@@ -245,19 +192,42 @@ def _common(methods: Iterable[Cells]) -> tuple[list[Statistic], int, int] | None
     stack, shared_SMK = stack[:, keep_S][:, :, keep_M], shared_SMK[keep_S][:, keep_M]
     counts_SM = shared_SMK.sum(axis=2).astype(float)
     harmonic = methods[0].harmonic
-    known = np.where(shared_SMK, stack, 1.0)
-    parts = np.where(shared_SMK, 1.0 / np.maximum(known, SMALLEST) if harmonic else known, 0.0).sum(axis=3)
-    return (
-        [_official(counts_SM, parts_SM, harmonic) for parts_SM in parts],
-        int(keep_S.sum()),
-        int(keep_M.sum()),
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        """Over the shared cells, of what the mean adds up."""
+        known = np.where(shared_SMK, values, 1.0)
+        return np.where(shared_SMK, 1.0 / np.maximum(known, SMALLEST) if harmonic else known, 0.0).sum(
+            axis=-1
+        )
+
+    redrawn = [
+        m.redrawn.values_BSMK[:, place[0]][:, :, place[1]][..., place[2]][:, keep_S][:, :, keep_M]
+        for m, place in zip(methods, places, strict=True)
+        if m.redrawn is not None
+    ]
+    first = methods[0].redrawn if len(redrawn) == len(methods) else None
+    kept = [m for m, keep in zip(places[0][1], keep_M, strict=True) if keep]
+    return _Shared(
+        statistics=[
+            _official(counts_SM, sums(values), harmonic, None if first is None else sums(redrawn[i]))
+            for i, values in enumerate(stack)
+        ],
+        num_seeds=int(keep_S.sum()),
+        num_machines=int(keep_M.sum()),
+        num_recordings=0 if first is None else int(first.num_recordings_M[kept].sum()),
+        num_strata=0 if first is None else int(first.num_strata_M[kept].sum()),
     )
 
 
-def _official(counts_SM: np.ndarray, parts_SM: np.ndarray, harmonic: bool) -> Statistic:
-    def official(v_BS: np.ndarray, w_BM: np.ndarray) -> np.ndarray:
+def _official(
+    counts_SM: np.ndarray, parts_SM: np.ndarray, harmonic: bool, redrawn_BSM: np.ndarray | None
+) -> Statistic:
+    def official(v_BS: np.ndarray, w_BM: np.ndarray, redraw: bool = False) -> np.ndarray:
         """Weighted mean over seeds of the harmonic (or arithmetic) mean over the drawn machines [B]."""
         counts_BS, parts_BS = w_BM @ counts_SM.T, w_BM @ parts_SM.T
+        if redraw:
+            assert redrawn_BSM is not None
+            parts_BS = np.einsum("bm,bsm->bs", w_BM, redrawn_BSM)
         have_BS = counts_BS > 0
         score_BS = np.where(have_BS, parts_BS / np.where(have_BS, counts_BS, 1.0), 0.0)
         if harmonic:
@@ -269,66 +239,70 @@ def _official(counts_SM: np.ndarray, parts_SM: np.ndarray, harmonic: bool) -> St
     return official
 
 
-def _weights(num_seeds: int, num_machines: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _weights(shared: _Shared, seed: int, number: int = NUM_RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
     """How often each seed and each machine is drawn: v_BS, w_BM."""
-    rng = np.random.default_rng([seed, num_seeds, num_machines])
-    draw = [rng.multinomial(n, np.full(n, 1.0 / n), size=NUM_RESAMPLES) for n in (num_seeds, num_machines)]
+    sizes = (shared.num_seeds, shared.num_machines)
+    rng = np.random.default_rng([seed, *sizes])
+    draw = [rng.multinomial(n, np.full(n, 1.0 / n), size=number) for n in sizes]
     return draw[0].astype(float), draw[1].astype(float)
 
 
-def _components(statistic: Statistic, v: np.ndarray, w: np.ndarray) -> list[np.ndarray] | None:
-    """Covariances of the statistic due to machines and due to seeds, without the bootstrap's (n - 1) / n shrinkage."""
-    num_seeds, num_machines = v.shape[1], w.shape[1]
-    if num_seeds == num_machines == 1:
-        return None
-    found = []
-    for n, weights in ((num_machines, (np.ones_like(v), w)), (num_seeds, (v, np.ones_like(w)))):
-        values = np.atleast_2d(statistic(*weights))
-        good = np.isfinite(values).all(axis=0)
-        found.append(np.atleast_2d(np.cov(values[:, good])) * (n / (n - 1) if n > 1 else 0.0))
-    return found
+Part = tuple[np.ndarray, float]  # a covariance and its degrees of freedom
 
 
-def _student(variances: Sequence[float], num_seeds: int, num_machines: int, level: float = LEVEL) -> float:
-    """The t quantile for machine and seed variances, with Satterthwaite's degrees of freedom."""
+def _components(statistic: Statistic, shared: _Shared, seed: int, along: np.ndarray) -> list[Part]:
+    """Covariances of the statistic due to machines (or their recordings, see above) and due to seeds, without the
+    bootstrap's (n - 1) / n shrinkage; none where nothing can be drawn. ``along`` says which of two is larger.
+    """
+
+    def cov(values: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        values = np.atleast_2d(values)
+        return scale * np.atleast_2d(np.cov(values[:, np.isfinite(values).all(axis=0)]))
+
+    v, w = _weights(shared, seed)
+    parts: list[Part] = []
+    n = shared.num_machines
+    if n > 1:
+        parts.append((cov(statistic(np.ones_like(v), w), n / (n - 1)), n - 1))
+    if shared.num_recordings > shared.num_strata:
+        once = [np.ones((NUM_DRAWS, x.shape[1])) for x in (v, w)]
+        drawn = (cov(statistic(*once, True)), shared.num_recordings - shared.num_strata)
+        parts = [max([*parts, drawn], key=lambda part: float(along @ part[0] @ along))]
+    n = shared.num_seeds
+    if n > 1:
+        parts.append((cov(statistic(v, np.ones_like(w)), n / (n - 1)), n - 1))
+    return parts
+
+
+def _student(parts: Sequence[Part], along: np.ndarray, level: float = LEVEL) -> float:
+    """The t quantile for the parts of a variance, with Satterthwaite's degrees of freedom."""
     from scipy.special import stdtrit
 
-    parts = [(x, n - 1) for x, n in zip(variances, (num_machines, num_seeds), strict=True) if n > 1]
-    below = sum(x * x / n for x, n in parts)
-    freedom = sum(x for x, _ in parts) ** 2 / below if below > 0 else max(n for _, n in parts)
+    variances = [(float(along @ cov @ along), n) for cov, n in parts]
+    below = sum(x * x / n for x, n in variances)
+    freedom = sum(x for x, _ in variances) ** 2 / below if below > 0 else max(n for _, n in variances)
     return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def _interval(
-    statistic: Statistic,
-    num_seeds: int,
-    num_machines: int,
-    seed: int,
-    *,
-    share: bool = False,
-    level: float = LEVEL,
+    statistic: Statistic, shared: _Shared, seed: int, *, share: bool = False, level: float = LEVEL
 ) -> Estimate:
     from scipy.special import ndtri
 
-    point = float(statistic(np.ones((1, num_seeds)), np.ones((1, num_machines)))[0])
-    v, w = _weights(num_seeds, num_machines, seed)
-    parts = _components(statistic, v, w)
+    point = float(statistic(*shared.ones)[0])
+    parts = _components(statistic, shared, seed, np.ones(1))
     low = high = above = None
-    if parts is not None:
-        values = statistic(v, w)
+    if parts:
+        alone = shared.num_machines == 1 and shared.num_recordings > shared.num_strata
+        drawn = (*_weights(shared, seed, NUM_DRAWS), True) if alone else _weights(shared, seed)
+        values = statistic(*drawn)
         values = values[np.isfinite(values)]
         tails = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        variances = [float(c[0, 0]) for c in parts]
-        wanted = _student(variances, num_seeds, num_machines, level) * sum(variances) ** 0.5
+        wanted = _student(parts, np.ones(1), level) * sum(float(cov[0, 0]) for cov, _ in parts) ** 0.5
         plain = float(ndtri(0.5 + level / 2)) * float(values.std())
         stretch = max(1.0, wanted / plain) if plain > 0 else 1.0
         low, high = (point + stretch * (float(x) - point) for x in tails)
+        if plain == 0:
+            low, high = point - wanted, point + wanted
         above = float((values > 0).mean()) if share else None
-    return Estimate(
-        mean=point,
-        low=low,
-        high=high,
-        num_seeds=num_seeds,
-        num_machines=num_machines,
-        share_above=above,
-    )
+    return replace(shared.estimate, mean=point, low=low, high=high, share_above=above)

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import search_spaces
 from search_spaces.joint import SYSTEM, recipe_name
 from study import confirm, statistics
+from study.cells import Cells, machine_of
 from study.folder import StudyFolder
 from study.importance import Importance, measure, read_trials
 from study.missing import missing
-from study.runs import Run, confirmed_tables, read_runs, search_run
-from study.statistics import Cells, Estimate
+from study.runs import Run, confirmed_cells, read_runs, search_run
+from study.statistics import Estimate
 from trainables.scoring.evaluation import AUTOENCODER_SCORES, Evaluation
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def summarise(folder: StudyFolder, config: StudyConfig) -> Summary:
 
 
 def _held_out(folder: StudyFolder, methods: Mapping[str, Method]) -> str:
-    searched = {statistics.machine_of(row) for row in folder.table("b-teacher")}
+    searched = {machine_of(row) for row in folder.table("b-teacher")}
     confirmed = {m for method in methods.values() if method.cells for m in method.cells.machines}
     return "held-out recordings" if searched & confirmed else "held-out machines"
 
@@ -256,7 +257,7 @@ def _finalist_title(finalist: confirm.Finalist) -> str:
 
 
 def _yardstick(folder: StudyFolder, runs: tuple[Run, ...], backend: str) -> Estimate | None:
-    cells = statistics.gather(confirmed_tables(folder, runs, confirm.YARDSTICK), backend)
+    cells = confirmed_cells(folder, runs, confirm.YARDSTICK, backend)
     return statistics.mean(cells) if cells.seeds else None
 
 
@@ -272,7 +273,7 @@ def keys(grid: Evaluation) -> dict[str, dict[str, str]]:
 
 def _cells(folder: StudyFolder, config: StudyConfig, runs: tuple[Run, ...], who: str) -> Cells | None:
     backend = AUTOENCODER_SCORES[0] if who == confirm.YARDSTICK else config.scoring.backend
-    cells = statistics.gather(confirmed_tables(folder, runs, who), backend)
+    cells = confirmed_cells(folder, runs, who, backend)
     return cells if cells.seeds else None
 
 

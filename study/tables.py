@@ -11,7 +11,7 @@ import statistics
 from study.confirm import YARDSTICK, read_name
 from study.document import Table
 from study.summary import CELL_TITLES, Method, Summary
-from study.wording import percent, points
+from study.wording import drawn, percent, points
 
 SELECTION = (
     "Search machines: these numbers chose the best trial and flatter it. For selection only, not a result."
@@ -40,8 +40,8 @@ def intervals(summary: Summary) -> str:
         cells = ", ".join(title for key, title in columns(summary).items() if key)
         score = f"the {mean} mean of {cells} over machines, the rule of DCASE {summary.config.corpus.year}"
     return (
-        f"Mean over seeds of {score}, in points (chance 50), with 95% intervals from resampling machines and seeds, "
-        "widened for their small number."
+        f"Mean over seeds of {score}, in points (chance 50), with 95% intervals from resampling "
+        f"{drawn(summary)}, widened for their small number."
     )
 
 

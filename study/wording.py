@@ -32,7 +32,19 @@ def _tidy(value: float) -> str:
 
 def size(estimate: Estimate) -> str:
     """How much an estimate rests on."""
-    return f"{count(estimate.num_seeds, 'seed')}, {count(estimate.num_machines, 'machine')}"
+    parts = [count(estimate.num_seeds, "seed"), count(estimate.num_machines, "machine")]
+    if estimate.num_recordings and estimate.num_machines == 1:
+        parts.append(count(estimate.num_recordings, "recording"))
+    return ", ".join(parts)
+
+
+def drawn(summary: Summary) -> str:
+    """What an interval on the held-out machines generalises over."""
+    teacher = next((m.scores[""] for m in summary.methods.values() if "" in m.scores), None)
+    recordings = teacher.num_recordings if teacher else 0
+    if len(summary.machines) == 1:
+        return f"{recordings} recordings of its queries and seeds" if recordings else "seeds alone"
+    return "machines, each with its recordings, and seeds" if recordings else "machines and seeds"
 
 
 def verdict(paired: Estimate) -> str:

@@ -39,7 +39,7 @@ from trainables.errors import TrialFailed, UserError
 from trainables.params import Number
 from trainables.scoring.density import MIN_CLIPS
 from trainables.scoring.evaluation import AUTOENCODER_SCORES
-from trainables.scoring.grid import Detector, Plan, Row, summarise, tabulate
+from trainables.scoring.grid import Detector, Plan, Row, lean, summarise, tabulate
 from trainables.settings import TrialConfig
 
 MSE, MAHALANOBIS, MAHALANOBIS_MEAN = AUTOENCODER_SCORES
@@ -241,7 +241,8 @@ def autoencoder_record(trial: TrialConfig, materials: Materials, device: torch.d
     table, losses = autoencoder_table(corpus, plan, seed=trial.seed, device=device, config=config)
     metrics = summarise(table, AUTOENCODER_SCORES[0]) | losses
     metrics |= {f"{name}/official": summarise(table, name)["official"] for name in AUTOENCODER_SCORES}
-    return {"metrics": metrics | {"autoencoder_s": time.perf_counter() - begun}, "table": table}
+    metrics |= {"autoencoder_s": time.perf_counter() - begun}
+    return {"metrics": metrics, "table": lean(table, AUTOENCODER_SCORES[0])}
 
 
 def autoencoder_table(

@@ -25,7 +25,7 @@ from trainables.data.corpus import Corpus, open_corpus
 from trainables.encoders.encoder import Encoder, encoder_digest, load_encoder
 from trainables.loop import check_trial, pick_device
 from trainables.scoring.backends import backends
-from trainables.scoring.grid import Plan, make_plan, score_plan, summarise
+from trainables.scoring.grid import Plan, lean, make_plan, score_plan, summarise
 from trainables.settings import TrialConfig, digest
 
 ENTRY = "trainables.layers:probe"
@@ -56,7 +56,7 @@ def probe(
     finally:
         torch.set_num_threads(threads)
     metrics = {f"official_{name}": summarise(table, name)["official"] for name in backends()}
-    yield {**bare, "metrics": summarise(table, trial.scoring.backend) | metrics, "table": table}
+    yield {**bare, "metrics": summarise(table, trial.scoring.backend) | metrics, "table": lean(table)}
 
 
 def _embeddings(trial: TrialConfig, cache_dir: Path) -> tuple[Corpus, Plan, Encoder, np.ndarray]:

@@ -39,7 +39,7 @@ from trainables.identify import BACKEND
 from trainables.loss_weighting import loss_weighting
 from trainables.params import Number
 from trainables.scoring.backends import backends
-from trainables.scoring.grid import Row, gap_metric, score_plan, summarise
+from trainables.scoring.grid import Row, gap_metric, lean, score_plan, summarise
 from trainables.settings import TrialConfig, check_limits
 from trainables.system import System, find_systems, running_mean
 
@@ -165,7 +165,13 @@ def reference_record(trial: TrialConfig, materials: Materials) -> Record:
     table = materials.reference[str(name)]
     metrics = summarise(table, trial.scoring.backend)
     metrics |= gap_metric(metrics, materials.reference, table, trial.scoring)
-    return {"epoch": 1, "epochs": 1, "done": True, "metrics": metrics, "table": table}
+    return {
+        "epoch": 1,
+        "epochs": 1,
+        "done": True,
+        "metrics": metrics,
+        "table": lean(table, trial.scoring.backend),
+    }
 
 
 def _bare(record: Record) -> Record:
@@ -298,7 +304,7 @@ class _Run:
         if self.rank == 0:
             record["metrics"] = metrics
             if done:
-                record["table"] = table
+                record["table"] = lean(table, self.trial.scoring.backend)
         return record
 
     def save(self, folder: Path | None, record: Record) -> None:

@@ -12,13 +12,15 @@ import pytest
 
 import search_spaces
 from study.agenda import Agenda
+from study.cells import Cells
 from study.config import ConfirmConfig, StudyConfig, YardstickConfig, resolve
-from study.confirm import confirm_jobs, race_of
+from study.confirm import confirm_jobs, race_of, student_path
 from study.confirm import finalists as chosen_of
+from study.findings import findings
 from study.folder import StudyFolder
 from study.race import run_race
 from study.search import build_job
-from study.statistics import Cells
+from study.summary import summarise
 from trainables.errors import UserError
 
 MACHINES = tuple(f"machine{i}" for i in range(6))
@@ -135,6 +137,23 @@ def confirmed(folder: StudyFolder, levels: Mapping[str, float], config: StudyCon
         agenda.ended(job["id"])
         ran.append(job["id"])
     return ran
+
+
+def test_the_student_in_use_is_the_race_s_winner_once_it_is_decided(folder: StudyFolder) -> None:
+    confirmed(folder, {"best": 80.0, "best2": 80.1, "best3": 80.2})
+    assert student_path(CONFIG, folder) == folder.checkpoint_path("c-best-s0"), (
+        "open: the search's choice stands"
+    )
+
+
+def test_a_report_stays_with_the_search_s_choice_and_says_whose_student_is_used(folder: StudyFolder) -> None:
+    confirmed(folder, {"best": 60.0, "best2": 80.0, "best3": 70.0})
+    assert student_path(CONFIG, folder) == folder.checkpoint_path("c-best2-s0")
+    summary = summarise(folder, CONFIG)
+    assert summary.best_who == "best"
+    (said,) = [sentence for sentence in findings(summary) if "The student in use" in sentence]
+    assert said.startswith("The student in use is therefore that of finalist 2.")
+    assert "flatters its score" in said
 
 
 def test_seeds_go_to_those_whose_ranking_is_open(folder: StudyFolder) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from study import score
+from study.confirm import finalists, job_name, ranking
 from study.packaging import FOLDER, Packing, pack
 from study.tracking import Tracker
 from tests.study.mirrored_study import DELIVERY_S, Study, empty_store, job, result
@@ -210,6 +211,52 @@ def test_while_mlflow_is_away_the_winner_waits_in_the_spool(tiny_study: Any, tmp
     back.log_model(package)  # as the same command does
     assert back.close(DELIVERY_S) == 0
     assert len(registered(f"sqlite:///{tmp_path}/mlflow.db", "tiny")[1]) == 1
+
+
+@pytest.mark.slow
+def test_another_winner_is_another_version_and_an_earlier_one_none(tiny_study: Any, tmp_path: Path) -> None:
+    """A study goes on, another trial comes out ahead and is confirmed; then the first one is ahead again."""
+    from study.student import open_study
+
+    shutil.copytree(tiny_study.folder.path, tmp_path / "tiny")
+    config, folder = open_study("tiny", tmp_path)
+    cache = tiny_study.storage / "cache"
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    study = Study(tmp_path, name="told")
+
+    def register_winner() -> str:
+        package = pack(config, folder, cache)
+        student = str(json.loads((package / "detector.json").read_text())["facts"]["student"])
+        won = job(student, role="confirm")
+        study.open().start(study.json, "")
+        study.begin(won)
+        study.end(won, result(3))
+        study.tracker.finish("FINISHED")
+        study.tracker.log_model(package)
+        assert study.tracker.close(DELIVERY_S) == 0
+        return student
+
+    first = register_winner()
+    ahead = ranking(folder)[0][1]["id"]
+    other = next(i for i in folder.job_ids() if i.startswith("t") and i != ahead)
+    kept = (folder.job_path(other) / "records.jsonl").read_text()
+    (folder.job_path(other) / "records.jsonl").unlink()
+    won = {"official": 99.9}
+    folder.write_result(
+        other, {"state": "finished", "reason": None, "epoch": 2, "metrics": won, "duration_s": 1.0}
+    )
+    finalist = finalists(config, folder)[0]
+    assert finalist.trial_id == other
+    second = job_name(finalist.who, 0)
+    if folder.result(second) is None:  # confirmed as the study would
+        shutil.copytree(folder.job_path(first), folder.job_path(second))
+        folder.write_job({**(folder.job(first) or {}), "id": second, "params": dict(finalist.params)})
+    assert register_winner() == second != first
+    (folder.job_path(other) / "records.jsonl").write_text(kept)
+    (folder.job_path(other) / "result.json").unlink()
+    assert register_winner() == first
+    versions = registered(study.uri, "tiny")[1]
+    assert [version.tags["student"] for version in versions] == [first, second]
 
 
 def test_what_takes_too_long_or_fails_is_left_to_the_command(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from study import statistics
-from study.statistics import Cells, collapsed, difference, gap_closed, gather, mean
+from study.cells import Cells, gather
+from study.statistics import collapsed, difference, gap_closed, mean
 
 
 def cells(values_SMK: np.ndarray) -> Cells:

@@ -180,8 +180,9 @@ def score_plan(
     """The table of a grid: one row per machine, subset, band and back end.
 
     A row holds these four names, and ``s_auc``, ``t_auc``, ``pauc`` and ``official`` in points; a metric is None
-    for a domain without clips. A row of recordings has an empty band, the ``year`` of the challenge, and the metrics
-    that the rule of that year combines (``challenge.year_scores``).
+    for a domain without clips. ``queries`` holds for each query its score, whether it is an anomaly, of the target
+    domain (0 or 1), and the number of its recording among the machine's. A row of recordings has an empty band, the
+    ``year`` of the challenge, and the metrics that the rule of that year combines (``challenge.year_scores``).
 
     Args:
         emb_RE: embeddings [R, E], at least the rows of ``machines`` filled.
@@ -218,6 +219,12 @@ def tabulate(
         is_target_N = np.array([corpus.clips[i].domain == "target" for i in bank])
         is_target_Q = np.array([corpus.clips[i].domain == "target" for i in queries])
         is_anomaly_Q = np.array([corpus.clips[i].label == "anomaly" for i in queries])
+        names = sorted({corpus.clips[i].recording for i in queries})
+        asked = {
+            "recording": [names.index(corpus.clips[i].recording) for i in queries],
+            "anomaly": is_anomaly_Q.astype(int).tolist(),
+            "target": is_target_Q.astype(int).tolist(),
+        }
         scores: dict[tuple[str, str], Mapping[str, np.ndarray]] = {}
         for bank_kind, band in itertools.product(kinds, plan.bands):
             detector = fit(plan.cell(machine, bank_kind, band)[: len(bank)], is_target_N)
@@ -228,8 +235,17 @@ def tabulate(
             cell = {"machine": machine, "subset": subset, "band": band, **fixed}
             for name, score_Q in scores[subset, band].items():
                 result = year_scores(score_Q, is_anomaly_Q, is_target_Q, plan.year)
-                table.append({**cell, "backend": name, **result})
+                scored = {**asked, "score": [float(f"{score:.6g}") for score in score_Q]}
+                table.append({**cell, "backend": name, **result, "queries": scored})
     return table
+
+
+def lean(table: Iterable[Row], backend: str = "") -> list[Row]:
+    """The table to keep: what each query scored stays in the rows of one back end only."""
+    return [
+        row if row["backend"] == backend else {k: v for k, v in row.items() if k != "queries"}
+        for row in table
+    ]
 
 
 def summarise(table: Iterable[Row], backend: str) -> dict[str, float]:
