@@ -43,7 +43,7 @@ def drawn(summary: Summary) -> str:
     teacher = next((m.scores[""] for m in summary.methods.values() if "" in m.scores), None)
     recordings = teacher.num_recordings if teacher else 0
     if len(summary.machines) == 1:
-        return f"{recordings} recordings of its queries and seeds" if recordings else "seeds alone"
+        return f"its {recordings} recordings and seeds" if recordings else "seeds alone"
     return "machines, each with its recordings, and seeds" if recordings else "machines and seeds"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -166,16 +165,14 @@ def test_trials_of_a_real_study_come_out_again(tiny_study: Any, capsys: pytest.C
         assert code == 0, out
         assert "same machine, same versions" in out
         assert "the numbers agree" in out
-    before = json.loads((tiny_study.folder.job_path("t0001") / "result.json").read_text())
-    assert before["epoch"] == 2
     with sqlite3.connect(tiny_study.storage / "mlflow.db") as db:
-        where = (ids["t0001"], "official")
+        where = (ids["b-teacher"], "official")  # the quickest of them
         old = db.execute("SELECT value FROM metrics WHERE run_uuid = ? AND key = ? AND step = 1", where)
         ((value,),) = old.fetchall()
         change = "UPDATE metrics SET value = ? WHERE run_uuid = ? AND key = ? AND step = 1"
         db.execute(change, (value + 1e-9, *where))
     try:
-        code, out = ask("t0001")
+        code, out = ask("b-teacher")
     finally:
         with sqlite3.connect(tiny_study.storage / "mlflow.db") as db:
             db.execute(change, (value, *where))
