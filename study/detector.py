@@ -16,6 +16,7 @@ Shape legend: N clips of a bank, P pieces of a recording, E embedding.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,20 +60,26 @@ class Normals:
 
     @cached_property
     def threshold(self) -> Threshold:
-        """From the bank's own scores, each clip left out of the bank that it is compared with."""
+        """From the bank's own scores, each recording left out of the bank that its clips are compared with."""
         return Threshold(self.left_out())
 
     def left_out(self) -> np.ndarray:
-        """Scores [N] of the bank's own clips, each against a bank without it.
+        """Scores [N] of the bank's own clips, each against a bank without its recording.
 
-        A back end that knows no bank with one clip left out is given banks with a share of the clips left out.
+        Clips of one recording are much alike: beside its neighbours from the same file a normal clip scores far less
+        than a new recording would. So whole recordings are left out, where there are several: one by one, or some at
+        once where there are many, or where a back end knows no bank with a clip left out.
         """
         backend = backends(self.num_bands)[self.backend]
-        if not isinstance(getattr(backend, "distance", None), Mahalanobis):
+        files = [re.sub(r" \[\S+-\S+ s\]$", "", origin) for origin in self.origins]  # of "a.wav [0-2 s]"
+        names = sorted(set(files))
+        alone = len(names) in (1, len(files))
+        if alone and not isinstance(getattr(backend, "distance", None), Mahalanobis):
             return backend.rank(self.bank.loo)
         clips, scores_N = np.arange(len(self.emb_NE)), np.full(len(self.emb_NE), np.inf)
+        fold_N = (clips if alone else np.array([names.index(file) for file in files])) % NUM_FOLDS
         for fold in range(NUM_FOLDS):
-            out, rest = clips[clips % NUM_FOLDS == fold], clips[clips % NUM_FOLDS != fold]
+            out, rest = clips[fold_N == fold], clips[fold_N != fold]
             if len(out) and len(rest):
                 scores_N[out] = self.rank(self._bank(rest).pairs(self.emb_NE[out]))
         return scores_N

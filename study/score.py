@@ -46,7 +46,7 @@ what a line holds
   path          the recording, as it was given
   score         how anomalous it is: the largest score of its pieces
   threshold     above this lies the share --false-alarm-rate of normal pieces: from a gamma distribution of the scores
-                of the bank's own pieces, each scored against the rest of the bank
+                of the bank's own pieces, each scored against the bank's other recordings
   anomalous     whether the score is above the threshold; a recording of many pieces has as many chances to be, so
                 give a lower rate for long ones
   nearest       the normal recording of the bank that sounds most like its worst piece, and where in it

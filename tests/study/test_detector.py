@@ -77,6 +77,28 @@ def test_the_threshold_comes_from_clips_that_never_met_themselves(detector: Dete
     assert np.median(left_out) < normals.threshold.at(0.1) < 2 * max(left_out)
 
 
+@pytest.mark.parametrize("backend", ["knn1", "mahalanobis"])
+def test_pieces_of_one_recording_never_vouch_for_each_other(detector: Detector, backend: str) -> None:
+    """Beside its neighbours from the same file a normal piece scores far less than a new recording would."""
+    hum = detector.banks["hum"]
+    emb_NE = np.repeat(hum.emb_NE[:6], 2, axis=0) + 1e-3 * np.arange(12)[:, None]
+    origins = tuple(f"a [{i // 2}].wav [{2 * (i % 2)}-{2 * (i % 2) + 2} s]" for i in range(12))
+    pieces = dataclasses.replace(
+        hum, backend=backend, emb_NE=emb_NE, is_target_N=np.zeros(12, bool), origins=origins
+    )
+    for i, score in enumerate(pieces.left_out()):
+        others = np.array([j for j in range(12) if j // 2 != i // 2])
+        rest = dataclasses.replace(
+            pieces,
+            emb_NE=emb_NE[others],
+            is_target_N=np.zeros(10, bool),
+            origins=tuple(origins[j] for j in others),
+        )
+        assert score == pytest.approx(rest.judge(emb_NE[i : i + 1])[0][0], rel=1e-4)
+    apart = dataclasses.replace(pieces, origins=tuple(f"{i}.wav" for i in range(12)))
+    assert np.median(pieces.left_out()) > np.median(apart.left_out())
+
+
 def test_a_line_names_the_nearest_normal_clip(detector: Detector, tmp_path: Path) -> None:
     waves = sounds(12)
     line = detector.line(recording(tmp_path, waves[7]), "hum", 0.1)
