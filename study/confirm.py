@@ -30,6 +30,7 @@ from trainables.errors import UserError
 from trainables.settings import Scalar
 
 if TYPE_CHECKING:
+    from study.cells import Cells
     from study.config import StudyConfig
     from study.race import Race
 
@@ -152,8 +153,13 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
             label = f"{who}: {label_of(recipes[who])}"
             jobs.append(job(who, seed, params=recipes[who], label=label, baseline=who))
         jobs += [finalist_job(f, seed) for f in chosen if f.who not in config.confirm.recipes]
+    if len(chosen) < 2:
+        return jobs
+    from study.race import run_race
+
+    scored = finalist_cells(config, folder, chosen)
     for seed in range(config.confirm.seeds, config.most_seeds):
-        race = race_of(config, folder, chosen, until=seed)
+        race = run_race(scored, first=config.confirm.seeds, most=config.most_seeds, until=seed)
         if race.num_seeds < seed or race.decided:
             break
         jobs += reference_jobs(seed)
@@ -161,12 +167,17 @@ def confirm_jobs(config: StudyConfig, folder: StudyFolder, *, entry: str = ENTRY
     return jobs
 
 
-def race_of(
-    config: StudyConfig, folder: StudyFolder, chosen: Sequence[Finalist], *, until: int | None = None
-) -> Race:
-    """Where the race of the finalists stands, or stood after the seeds ``until``."""
-    from study.cells import gather
+def race_of(config: StudyConfig, folder: StudyFolder, chosen: Sequence[Finalist]) -> Race:
+    """Where the race of the finalists stands."""
     from study.race import run_race
+
+    cells = finalist_cells(config, folder, chosen)
+    return run_race(cells, first=config.confirm.seeds, most=config.most_seeds)
+
+
+def finalist_cells(config: StudyConfig, folder: StudyFolder, chosen: Sequence[Finalist]) -> dict[str, Cells]:
+    """What each finalist's confirmed seeds scored."""
+    from study.cells import gather
 
     most = config.most_seeds
     cells = {}
@@ -177,7 +188,7 @@ def race_of(
             {s: read(job) for s, job in ended.items()} for read in (folder.table, folder.queries)
         )
         cells[finalist.who] = gather(tables, config.scoring.backend, queries)
-    return run_race(cells, first=config.confirm.seeds, most=most, until=until)
+    return cells
 
 
 def yardstick(config: StudyConfig) -> dict[str, Any]:
