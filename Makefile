@@ -59,7 +59,7 @@ test: lint ## the formatter check, the linter, the type checker and every test b
 	@$(BIN)/python -m pytest -m "not cluster and not faults" $(ARGS)
 
 test-cluster: env ## the tests that start clusters of several nodes, with sshd in network namespaces where it may be had; CI runs test, then this
-	@$(BIN)/python -m pytest -m cluster -o faulthandler_timeout=1800 $(ARGS)
+	@$(BIN)/python -m pytest -m cluster tests/cluster -o faulthandler_timeout=1800 $(ARGS)
 
 test-faults: env ## 10,000 garbage inputs, and faults injected into real studies and servers
 	@$(BIN)/python -m pytest -m faults -o faulthandler_timeout=900 $(ARGS)
