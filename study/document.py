@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th { text-align: left; font-weight: 600; color: #56606a; border-bottom: 1px solid #9aa4ae; }
 th, td { padding: .32rem .8rem .32rem 0; vertical-align: top; }
 td { border-bottom: 1px solid #eceff1; }
+td small { color: #6b7680; }
 td.wide { white-space: normal; min-width: 18rem; }
 tr.strong td { background: #eef4fa; font-weight: 600; }
 .note { color: #6a737c; font-size: .86rem; margin: .2rem 0; }
@@ -152,4 +154,7 @@ def _mark(strong: bool) -> str:
 
 def _cell(text: str) -> str:
     wide = ' class="wide"' if len(text) > WIDE else ""
-    return f"<td{wide}>{html.escape(text)}</td>"
+    shown = re.sub(
+        r"^(\S+) (\[[^\]]*\])$", r"\1<br /><small>\2</small>", html.escape(text)
+    )  # its interval below
+    return f"<td{wide}>{shown}</td>"

@@ -297,6 +297,8 @@ def test_the_html_is_well_formed_escaped_and_needs_nothing_else(complete: Summar
     assert not [e for e in root.iter() if e.tag in ("script", "link", "iframe")]
     assert not re.search(r"(href|src)=.(?!data:)|url\(|@import|https?://", page)
     assert "Held-out recordings, not machines: <too few> machines." in "".join(root.itertext())
+    intervals = [cell.findtext("small") or "" for cell in root.iter("td")]
+    assert any(re.fullmatch(r"\[-?[\d.]+, -?[\d.]+\]", interval) for interval in intervals), "below the score"
 
 
 def test_the_terminal_shows_all_methods_and_fits_its_width(complete: Summary) -> None:
