@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help help-cluster env study test test-cluster test-faults lint audit ui bench lock clean
+.PHONY: help help-cluster env study test test-cluster test-faults soak lint audit ui bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,6 +63,9 @@ test-cluster: env ## the tests that start clusters of several nodes, with sshd i
 
 test-faults: env ## 10,000 garbage inputs, and faults injected into real studies and servers
 	@$(BIN)/python -m pytest -m faults -o faulthandler_timeout=900 $(ARGS)
+
+soak: env ## 200 short trials with a fault every minute; ARGS="--trials 60" for fewer
+	@$(BIN)/python tests/study/soak.py $(ARGS)
 
 lint: env ## formatter check, linter, type checker, and whether every locked package has its version and hash
 	@failed=; \

@@ -157,6 +157,7 @@ def test_the_same_command_ends_the_study_and_everything_is_accounted_for(study: 
     assert done.returncode == 0, done.stdout + done.stderr
     assert epochs(study)[: len(earlier)] == earlier
     assert_accounted_for(study, trials=2)
+    assert not list((study.ray_folder / "ray").glob("session_2*"))
 
 
 def assert_accounted_for(study: TinyStudy, trials: int) -> None:
@@ -191,5 +192,3 @@ def assert_accounted_for(study: TinyStudy, trials: int) -> None:
     study.wait_for(lambda: not study.processes(), "the end of every process", 100)
     assert not (folder.path / "slots").exists()
     assert not (folder.path / "tune").exists()
-    with contextlib.suppress(FileNotFoundError):
-        assert not list((study.ray_folder / "ray").glob("session_2*"))
