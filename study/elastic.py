@@ -3,9 +3,9 @@
 Ray Train's own rule sets room aside for the most that a group may have, for whoever asks first, so that a second slot
 could wait for ever; and it ends a group in the middle of an epoch. Here every slot's minimum comes before anything
 that goes beyond a minimum, and a group that trains is replaced when its epoch is over (``Control.leave``): its trial
-goes on in the new one from there. New nodes are noticed within half a minute. A size that cannot be had after all,
-because others use the cluster too, is not tried again until the cluster has changed. The controller of Ray Train runs
-this; what it overrides is internal to Ray 2.60.
+goes on in the new one from there. New nodes are noticed within half a minute. A size that does not start after all,
+because others use the cluster too, is not tried again for ten minutes, or until there is room elsewhere. The controller
+of Ray Train runs this; what it overrides is internal to Ray 2.60.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 )
 
 LOOK_S = 1.0  # pace at which what is set aside is looked at
+REFUSED_S = 600.0  # for so long a size that did not start is not tried again
 ASK_S = 20.0  # pace at which the wish is renewed; it expires after AUTOSCALING_REQUESTS_EXPIRE_TIME_S
 
 
@@ -38,11 +39,11 @@ class Elastic(ElasticScalingPolicy):
         self._control = control
         self._looked = self._asked = float("-inf")
         self._possible: int | None = None  # workers for which there is room; None: not known
+        self._nodes = frozenset[str]()  # on which this room is
         self._leaving = False
         self._starting: int | None = None  # size of a group that has been ordered and was not seen yet
-        self._refused: tuple[int, int] | None = (
-            None  # the room there seemed to be, and a size that did not start
-        )
+        # a size that did not start, the room that there seemed to be, and when
+        self._refused: tuple[int, tuple[int, frozenset[str]], float] | None = None
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start a group of the size that there is room for, now that there is none."""
@@ -50,7 +51,7 @@ class Elastic(ElasticScalingPolicy):
         self._leaving = False
         possible = self._look(fresh=True)
         if possible is not None and self._starting is not None:
-            self._refused = possible, self._starting
+            self._refused = self._starting, (possible, self._nodes), time.monotonic()
             self._starting = None
         possible = self._believable(possible)
         if possible is None or possible < self.scaling_config.min_workers:
@@ -84,8 +85,8 @@ class Elastic(ElasticScalingPolicy):
         """``possible``, less where a group of that size could not be started in the same room."""
         if possible is None or self._refused is None:
             return possible
-        room, size = self._refused
-        if room != possible:
+        size, room, when = self._refused
+        if room != (possible, self._nodes) or time.monotonic() - when > REFUSED_S:
             self._refused = None
             return possible
         return max(self.scaling_config.min_workers, min(possible, size - 1))
@@ -137,6 +138,7 @@ class Elastic(ElasticScalingPolicy):
             return None  # on a busy machine; asked again
         each = self.scaling_config._resources_per_worker_not_none
         self._possible = sum(count(node, each) for wish in reserved for node in wish.values())
+        self._nodes = frozenset(name for wish in reserved for name in wish)
         return self._possible
 
 

@@ -218,8 +218,10 @@ class Slot(tune.Trainable):
                 name=self._run_name,
                 storage_path=self.storage,
                 # Restarts are counted by trial (control.py): a slot lives through more of them than one
-                # trial may. A group that cannot be started ends the slot.
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
+                # trial may. A group that cannot be started ends the slot, unless another size may be.
+                failure_config=FailureConfig(
+                    max_failures=-1, controller_failure_limit=-1 if settings.elastic else 0
+                ),
                 callbacks=[_obituaries(self._control)],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),

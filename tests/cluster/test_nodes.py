@@ -27,6 +27,10 @@ pytestmark = pytest.mark.cluster
 RECIPES = {"alpha": {"x": 0.5}, "beta": {"x": 0.4}}  # never stopped early
 
 
+class Other:
+    """An actor of somebody else, which takes a CPU."""
+
+
 @dataclass
 class Study:
     """``trials`` toys on ``slots``, and a story told beside them."""
@@ -103,17 +107,27 @@ class Study:
 
 
 def test_an_elastic_slot_grows_with_the_cluster_and_survives_its_shrinking(
-    nodes: Nodes, tmp_path: Path
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    import ray
+
     # with no restart allowed, what counts as a failure ends the trial
     study = Study(tmp_path, SlotsConfig(count=1, workers=2, min_workers=1, max_restarts=0))
+    taken = nodes.add()
+    other = ray.remote(num_cpus=1)(Other).remote()
+    ray.get(other.__ray_ready__.remote())
     nodes.add()
 
     def sizes() -> list[int]:
         return study.sizes("t0000")
 
     def story() -> None:
-        wait_for(lambda: len(sizes()) >= 2, "two epochs with one worker", 600)
+        wait_for(
+            lambda: len(sizes()) >= 2,
+            "two epochs with one worker, where there seemed to be room for two",
+            600,
+        )
+        nodes.kill(taken)
         more = nodes.add()
         wait_for(lambda: sizes().count(2) >= 2, "two epochs with two workers", 600)
         grown = study.begun("t0000")
@@ -129,10 +143,13 @@ def test_an_elastic_slot_grows_with_the_cluster_and_survives_its_shrinking(
     assert changes == [1, 2, 1]
     assert study.folder.result("t0000")["num_workers"] == 1
     assert max(Counter(study.begun("t0000")).values()) <= 2, "a node's death costs the running epoch"
+    assert "lost its slot" not in caplog.text
     print(f"workers of the slot: {changes}")
 
 
-def test_a_trial_goes_on_where_its_node_has_died(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_trial_goes_on_where_its_node_has_died(
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     study = Study(tmp_path, SlotsConfig(count=2, workers=1), trials=2)
     names = [nodes.add() for _ in range(3)]
 
@@ -160,3 +177,4 @@ def test_a_trial_goes_on_where_its_node_has_died(nodes: Nodes, tmp_path: Path) -
     times = {trial: Counter(study.begun(trial)) for trial in study.names}
     again = {trial: [e for e, n in counted.items() if n > 1] for trial, counted in times.items()}
     assert sum(map(len, again.values())) <= 1, f"{again} were computed twice instead of the running one alone"
+    assert "lost its slot" not in caplog.text

@@ -130,6 +130,25 @@ def test_a_size_that_does_not_start_is_not_tried_again_in_the_same_room(cluster:
     assert resized(slot, 1) == 2
 
 
+def test_it_is_tried_again_on_another_node(cluster: Any) -> None:
+    cluster.nodes |= {"head": 1.0, "taken": 1.0}
+    slot = cluster.slot("a", 1, 2)
+    slot._control._actor.at_rest = True
+    assert [started(slot), started(slot), resized(slot, 1)] == [2, 1, 0]
+    cluster.nodes["other"] = cluster.nodes.pop("taken")
+    cluster.tick()
+    assert resized(slot, 1) == 2
+
+
+def test_it_is_tried_again_later(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.nodes["head"] = 2.0
+    slot = cluster.slot("a", 1, 2)
+    slot._control._actor.at_rest = True
+    assert [started(slot), started(slot), resized(slot, 1)] == [2, 1, 0]
+    monkeypatch.setattr("study.elastic.REFUSED_S", 0.0)
+    assert resized(slot, 1) == 2
+
+
 def test_shares_of_a_cpu_add_up(cluster: Any) -> None:
     cluster.nodes["head"] = 1.0
     assert started(cluster.slot("a", 1, 20, cpus=0.1)) == 10
