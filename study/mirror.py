@@ -24,7 +24,7 @@ from study.folder import StudyFolder
 from study.ledger import Ledger, recipe
 from study.spool import Event
 from study.tracking_uri import absolute, sqlite_path
-from trainables.files import exclusive
+from trainables.files import exclusive, write_atomically
 from trainables.settings import digest
 
 # One attempt per request: the tracker retries by itself, after looking whether the request took effect. The
@@ -353,7 +353,20 @@ def open_client(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     path = sqlite_path(uri)
     with exclusive(path) if path else contextlib.nullcontext():
+        if path and not (path.exists() and path.stat().st_size):
+            _make_database(path, MlflowClient)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_database(path: Path, client: Any) -> None:
+    """MLflow's tables, put in place when they are whole: a process that is killed while it makes them leaves a
+    database that MLflow takes for an older one."""
+    made = path.with_name(f"{path.name}.new")
+    for left in (made, made.with_name(f"{made.name}-journal")):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    client(tracking_uri=f"sqlite:///{made}", registry_uri=f"sqlite:///{made}")
+    write_atomically(path, made.read_bytes())
+    made.unlink()
 
 
 def _user() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -103,7 +104,10 @@ def read_everything(folder: StudyFolder) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_study_s_own_files(count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_study_s_own_files(
+    count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # a busy disk takes a minute, whatever lies on it
     rng, path = random.Random(2), tmp_path / "toy"
     made = whole_study(tmp_path / "made")
     optuna.logging.set_verbosity(optuna.logging.ERROR)

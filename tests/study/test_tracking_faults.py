@@ -56,6 +56,11 @@ if mode == "created":  # the run of t0002 exists, its parameters do not
         MlflowClient.log_batch = die
         return run(*a, **k)
     MlflowClient.create_run = created
+if mode == "tables":  # some tables of the database are there
+    from alembic import op
+    def half(*a, **k):
+        die()
+    op.create_index = op.add_column = half
 study.tracker.start(study.json, "")
 a, b = t.job("t0001"), t.job("t0002")
 if mode == "created":
@@ -103,6 +108,21 @@ def test_kill_and_reopen_leaves_no_duplicate(study: Study) -> None:
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert study.steps("t0001") == study.steps("t0001", "loss") == [1, 2, 3]
     assert runs["t0002"].data.params["lambda_kind"] == "snr_sigmoid"
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_makes_the_database_leaves_none(tmp_path: Path) -> None:
+    process = child(tmp_path, "tables")
+    output, _ = process.communicate(timeout=2 * DELIVERY_S)
+    assert process.returncode == -signal.SIGKILL, output
+    assert (tmp_path / "mlflow.db.new").stat().st_size
+    check(f"sqlite:///{tmp_path}/mlflow.db")
+    study = Study(tmp_path)
+    study.tracker.start(study.json, "")
+    study.begin(job())
+    assert study.tracker.close(DELIVERY_S) == 0
+    assert {"quick", "t0003"} <= set(study.runs()) <= {"quick", "t0001", "t0003"}
+    assert not list(tmp_path.glob("mlflow.db.*new*"))
 
 
 @pytest.mark.slow
