@@ -2,7 +2,7 @@
 
 ``space`` is define-by-run: it asks for a kind, then only for the values of that kind. The two losses have the weights
 that their stage gives them, so their weighting is fixed and not asked for. ``RECIPES`` differ from the published
-setting in one thing each: the contrast it is compared with, or the network. The two habits of the published code that
+setting in the contrast it is compared with, in the network, or in both. The two habits of the published code that
 are switches, and whether banks are trained on, are settings of a study and not searched. Nothing here imports Optuna
 or PyTorch.
 """
@@ -86,14 +86,16 @@ PUBLISHED: Mapping[str, Scalar] = {
     "learning_rate": 2e-3,
     **FIXED,
 }
+ENCODER: Mapping[str, Scalar] = {
+    key: value
+    for key, value in {**PUBLISHED, "network_kind": "encoder"}.items()
+    if not key.startswith("stgram_")
+}
 RECIPES: Mapping[str, Mapping[str, Scalar]] = {
     PAPER: PUBLISHED,
     "per_sample": {**PUBLISHED, "contrast_kind": "sample"},
-    "encoder": {
-        key: value
-        for key, value in {**PUBLISHED, "network_kind": "encoder"}.items()
-        if not key.startswith("stgram_")
-    },
+    "encoder": ENCODER,
+    "encoder_per_sample": {**ENCODER, "contrast_kind": "sample"},
 }
 
 

@@ -1,11 +1,10 @@
 """What a study still has to run, job by job, and the bookkeeping when a job starts, reports and ends.
 
 In order: the jobs of ``before_search`` (what trials are measured against), the trials of the search, and, once
-every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations, in rounds). While one
-slot is at the first job, which computes what all are scored with, the next slot has a trial already, which trains
-meanwhile. A job with a ``result.json`` is never handed out. The driver process is the only writer of records and
-results, and writes them before Optuna and the listeners hear of them: what a crash can lose is never more than the
-files know.
+every trial has ended, the jobs that ``after_search`` makes of their outcome (the confirmations, in rounds). One trial
+goes before all others: it trains while the next slot is at the first job, which computes what all are scored with. A
+job with a ``result.json`` is never handed out. The driver process is the only writer of records and results, and
+writes them before Optuna and the listeners hear of them: what a crash can lose is never more than the files know.
 
 A job that fails, fails alone. A job whose slot is lost goes back on the agenda and continues from its
 checkpoint, twice at most. A job that could not write, because a disk is full or read-only, stops the study with
@@ -125,7 +124,7 @@ class Agenda:
         self.check()
         if self._again:
             return self._begin(self._again.popleft())
-        if self._first and (self._asked or not self._live):
+        if self._first and self._asked:
             return self._begin(self._first.popleft())
         if self._queue is None:
             self._asked = True

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import search_spaces
+from search_spaces import joint
 from study import cluster
 from study.command import Command
 from study.limits import FROZEN
 from study.preflight import preflight
 from study.runs import count
 from trainables.settings import to_dict
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
 
 MOST_DRAWS = 2000  # random trials looked at for one of every branch
 
@@ -53,7 +58,7 @@ def dry_run(command: Command) -> int:
         mark = "tried first" if name in config.search.recipes else "not in search.recipes"
         print(f"  {name} ({mark}): {json.dumps(dict(params))}")
     print("\none sampled trial per branch")
-    for label, params in sampled_branches(system, config.search.seed):
+    for label, params in sampled_branches(config, system):
         print(f"  {label}: {json.dumps(params)}")
     return 0
 
@@ -89,13 +94,29 @@ def dry_probe(command: Command, notes: Sequence[str]) -> int:
     return 0
 
 
-def sampled_branches(system: Any, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One random trial for every choice of every ``*_kind``, labelled ``key=choice``."""
+def sampled_branches(config: StudyConfig, system: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One random trial for every choice of every ``*_kind``, labelled ``key=choice``, with what is fixed as it is."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    wanted = [(key, kind) for key, kinds in system.BRANCHES.items() for kind in kinds]
+    fixed, systems = config.search.fixed, search_spaces.systems_of(config.system)
+    given = {
+        name: value
+        for key, value in fixed.items()
+        for one in systems
+        for name in (joint.named({joint.SYSTEM: one, key: value}) if len(systems) > 1 else (key,))
+        if name != joint.SYSTEM
+    }
+    sampler = optuna.samplers.RandomSampler(seed=config.search.seed)
+    with warnings.catch_warnings(action="ignore"):  # that fixing is experimental
+        sampler = optuna.samplers.PartialFixedSampler(given, sampler)
+    study = optuna.create_study(sampler=sampler)
+    wanted = [
+        (key, kind)
+        for key, kinds in system.BRANCHES.items()
+        for kind in kinds
+        if fixed.get(key, kind) == kind
+    ]
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for _ in range(MOST_DRAWS):
         params = dict(system.space(study.ask()))

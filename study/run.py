@@ -121,6 +121,7 @@ def run(command: Command) -> int:
     from study.preflight import preflight
     from study.provenance import describe, hardware
     from study.rendering import Rendering, render_corpus
+    from study.resources import num_cpus
 
     config, folder = command.config, StudyFolder(command.folder)
     print(f"study {config.name}; results in {command.folder}", flush=True)
@@ -150,7 +151,11 @@ def run(command: Command) -> int:
             folder.write_study(study)
             print(cluster.text, flush=True)
             search = search or open_search(command, folder)
-            code = search_and_report(command, folder, study, search, rendering=rendering)
+            # Elsewhere the demand of all slots has to be seen at once, to have the nodes for them started.
+            at_once = max(1, num_cpus() // 2) if cluster.own else None
+            code = search_and_report(
+                command, folder, study, search, rendering=rendering, start_at_once=at_once
+            )
             cluster.failed = code != 0
             return code
 
@@ -184,6 +189,7 @@ def search_and_report(
     search: Search | Probe,
     *,
     rendering: Rendering | None = None,
+    start_at_once: int | None = None,
 ) -> int:
     """Everything that needs Ray, unless there is no ``rendering`` to train on, then the findings."""
     from search_spaces import systems_of
@@ -204,7 +210,7 @@ def search_and_report(
     packing, student = Packing(config, folder, command.storage / "cache"), None
     try:
         if rendering:
-            run_all_jobs(command, folder, search, tracker, rendering)
+            run_all_jobs(command, folder, search, tracker, rendering, start_at_once)
         packing.start()
         report(command, folder, tracker)
         print(f"\nfindings   {command.folder / 'findings.md'}", flush=True)
@@ -254,7 +260,12 @@ def report(command: Command, folder: StudyFolder, tracker: Any) -> None:
 
 
 def run_all_jobs(
-    command: Command, folder: StudyFolder, search: Search | Probe, tracker: Any, rendering: Rendering
+    command: Command,
+    folder: StudyFolder,
+    search: Search | Probe,
+    tracker: Any,
+    rendering: Rendering,
+    start_at_once: int | None,
 ) -> None:
     """References, trials and confirmations on warm slots. Raises StudyFailed if no trial works.
 
@@ -292,6 +303,7 @@ def run_all_jobs(
         after_search=after_search,
         listeners=[tracker, progress, rendering],
         watch=rendering.check,
+        start_at_once=start_at_once,
     )
 
 

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 WAIT_S = 1.0  # how often a slot that waits for an epoch looks after its workers
 STOP_S = 8.0  # how long cleanup waits for the workers; what is left dies with the slot's actor
 ELASTIC_S = 20.0  # for the room of an elastic group, before another size is tried
+ALONE_S = 30.0  # how long the start of a slot can hold up that of the next one (study/tuning.py)
 STALL_S = 60.0  # to create worker processes once there is room for them
 HEAD = "node:__internal_head__"  # of which every head has 1, and no other node anything
 
@@ -110,6 +111,7 @@ class Slot(tune.Trainable):
         self._run_name, self._end = f"slot-{uuid.uuid4().hex[:8]}", ""
         self._group = threading.Thread(target=self._keep_group, daemon=True, name="worker group")
         self._group.start()
+        self._await_workers()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._require_group()
@@ -153,6 +155,13 @@ class Slot(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         pass
+
+    def _await_workers(self) -> None:
+        """Let Tune take this slot for started when its workers are, which is when another may start."""
+        until = time.monotonic() + ALONE_S
+        while self._group.is_alive() and time.monotonic() < until:
+            if ray.get(self._control.taken.remote(WAIT_S)):
+                return
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._job, self._epoch, self._num_workers = config["job"], 0, self.settings.least

@@ -54,18 +54,30 @@ class _NotRestored:
 
 
 class StudySearcher(_NotRestored, Searcher):
-    """Gives Tune the jobs of an agenda: ``{"job": job}``, None while it has to wait, FINISHED when all is
-    over."""
+    """Gives Tune the jobs of an agenda: ``{"job": job}``, None while it has to wait, FINISHED when all is over.
 
-    def __init__(self, agenda: Agenda) -> None:
+    ``slots`` start ``at_once`` at a time: starting is importing, in five processes each, and on few cores the first
+    one would wait for the last.
+    """
+
+    def __init__(self, agenda: Agenda, *, slots: int, at_once: int) -> None:
         super().__init__()
-        self._agenda = agenda
+        self._agenda, self._at_once = agenda, at_once
+        self._unstarted, self._starting = slots, set[str]()
 
     def suggest(self, trial_id: str) -> Any:
+        if self._unstarted > 0 and len(self._starting) >= self._at_once:
+            return None
         job = self._agenda.next()
         if job is not None:
+            self._starting.add(job["id"])
             return {"job": job}
         return Searcher.FINISHED if self._agenda.over else None
+
+    def started(self, job_id: str) -> None:
+        """A slot has taken the job, or could not start."""
+        self._starting.discard(job_id)
+        self._unstarted -= 1
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -80,11 +92,14 @@ class StudyCallback(_NotRestored, tune.Callback):
     """Carries Tune's events to the agenda. The first error on the way is kept and ends the run, and so does what
     ``watch`` raises, which is called again and again."""
 
-    def __init__(self, agenda: Agenda, watch: Callable[[], None] = lambda: None) -> None:
-        self._agenda, self._watch = agenda, watch
+    def __init__(
+        self, agenda: Agenda, searcher: StudySearcher, watch: Callable[[], None] = lambda: None
+    ) -> None:
+        self._agenda, self._searcher, self._watch = agenda, searcher, watch
         self.error: Exception | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._searcher.started(trial.config["job"]["id"])
         self._try(self._agenda.started, trial)
 
     def on_trial_result(
@@ -97,6 +112,7 @@ class StudyCallback(_NotRestored, tune.Callback):
         self._try(self._agenda.ended, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._searcher.started(trial.config["job"]["id"])
         self._try(self._agenda.lost, trial, _cause(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -229,13 +245,14 @@ def run_jobs(
     after_search: Callable[[], Iterable[Job]] | None = None,
     listeners: Sequence[Listener] = (),
     watch: Callable[[], None] = lambda: None,
+    start_at_once: int | None = None,
 ) -> None:
     """Run ``before_search``, the search, and the jobs of ``after_search`` on ``config.slots.count`` slots.
 
     ``trainable`` is a Tune Trainable class with its resources (``tune.with_resources``); it takes the Tune
     config ``{"job": job}``, runs it, and takes the next one by ``reset_config``, which returns True or
     raises. Ray is initialised by the caller, and the caller holds the study's lock. What ``watch`` raises, at any
-    time, ends the run.
+    time, ends the run. ``start_at_once`` slots start at a time, None for all.
 
     Raises:
         StudyFailed: the first trials all failed.
@@ -249,13 +266,15 @@ def run_jobs(
         listeners=listeners,
         num_workers=config.slots.workers,
     )
-    callback = StudyCallback(agenda, watch)
+    count = config.slots.count
+    searcher = StudySearcher(agenda, slots=count, at_once=start_at_once or count)
+    callback = StudyCallback(agenda, searcher, watch)
     scheduler = StudyASHA(
         epochs=config.training.epochs,
         grace_epochs=config.search.grace_epochs,
         reduction_factor=config.search.reduction_factor,
         agenda=agenda,
-        slots=config.slots.count,
+        slots=count,
     )
     scheduler.replay(search.folder)
     scratch = search.folder.path / "tune"
@@ -267,10 +286,10 @@ def run_jobs(
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(agenda),
+                    search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=-1,
-                    max_concurrent_trials=config.slots.count,
+                    max_concurrent_trials=count,
                     reuse_actors=True,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,

@@ -217,8 +217,9 @@ class _Maker:
         self.training = np.concatenate([self.machines, self.noises])
 
     def feature_gb(self) -> float:
-        """Size of all mixtures' features in 10^9 bytes."""
-        return self._mixtures(np.arange(1)).nbytes * len(self.plan.clip_R) / 1e9
+        """Size of all mixtures' features in 10^9 bytes. Told by silence: reading a clip may wait for its rendering."""
+        silence_1T = torch.zeros(1, self.corpus.waves_NT.shape[1], device=self.device)
+        return self.encoder.features(silence_1T).nbytes * len(self.plan.clip_R) / 1e9
 
     def targets(self) -> Blocks:
         """Teacher embeddings [N, E] of the clips that train."""

@@ -35,6 +35,7 @@ from trainables.checkpoint import (
 )
 from trainables.encoders.encoder import load_encoder
 from trainables.errors import TrialFailed, UserError
+from trainables.heap import keep_freed_memory
 from trainables.identify import BACKEND
 from trainables.loss_weighting import loss_weighting
 from trainables.params import Number
@@ -65,6 +66,7 @@ def train(trial: TrialConfig, *, cache_dir: Path, checkpoint_dir: Path | None = 
         TrialFailed: a loss or a weight of the student is no longer finite.
     """
     threads = torch.get_num_threads()
+    keep_freed_memory()
     try:
         yield from _train(trial, cache_dir, checkpoint_dir)
     finally:

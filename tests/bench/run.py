@@ -1,6 +1,6 @@
 """Benchmarks: each line has a comparator that does the same work in the same run.
 
-    make bench                              # all, some five minutes: the turnaround of trials is most of it
+    make bench                              # all, some twelve minutes: most of it starts Ray
     python tests/bench/run.py knn mix       # some of them
     python tests/bench/run.py --short       # the quick ones, coarsely; fails only where something is badly slower
 
@@ -54,6 +54,22 @@ def turnaround(runs: int) -> list[Line]:
     return lines
 
 
+def startup(runs: int) -> list[Line]:
+    """From a command to its first training step, with two slots; each side in a process of its own."""
+    said = subprocess.run(
+        [sys.executable, str(HERE / "startup.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=3 * TIMEOUT_S,
+        check=True,
+    )
+    found = {side: [wall_s for wall_s, _ in results] for side, results in json.loads(said.stdout).items()}
+    against = "Tune + TorchTrainer, two at a time"
+    made = line("startup", "two slots to a first step", against, (found["ours"], found["pattern"]), 1.0)
+    study = line("study", "make study to its first step", against, (found["study"], found["pattern"]), 1.0)
+    return [made, study | {"limit_s": 45, "met": study["value"] < 45}]
+
+
 def search(runs: int) -> Line:
     """What sampler and scheduler save; at least ten seeds."""
     from search_line import search_line
@@ -65,7 +81,8 @@ SHORT: dict[str, Callable[[int], Line]] = {
     f.__name__: f for f in (knn, backends, mix, mix_memory, cache, scoring)
 }
 LONG: dict[str, Callable[[int], Line]] = {f.__name__: f for f in (idle, features, step, search)}
-NAMES = (*SHORT, *LONG, turnaround.__name__)
+PROCESSES: dict[str, Callable[[int], list[Line]]] = {f.__name__: f for f in (turnaround, startup)}
+NAMES = (*SHORT, *LONG, *PROCESSES)
 
 
 def main() -> int:
@@ -89,7 +106,7 @@ def main() -> int:
     gross = []
     for name in given.names or (SHORT if given.short else NAMES):
         runs = SHORT_RUNS if given.short else RUNS
-        for found in turnaround(runs) if name == turnaround.__name__ else [(SHORT | LONG)[name](runs)]:
+        for found in PROCESSES[name](runs) if name in PROCESSES else [(SHORT | LONG)[name](runs)]:
             _show(found, given.out)
             if found["ratio"] < GROSS * found["target"]:
                 gross.append(found["bench"])

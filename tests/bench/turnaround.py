@@ -15,7 +15,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from study.config import SlotsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -62,9 +65,9 @@ def warm_trial(trial: Any, *, cache_dir: Path, checkpoint_dir: Path) -> Iterator
     yield {"epoch": 1, "epochs": 1, "done": True, "metrics": {"official": 50.0 + loss}}
 
 
-def warm(folder: Path, workers: int) -> list[float]:
-    """Gaps on one slot: the real search, slots and folder, and a trial that hardly trains."""
-    from study.config import SearchConfig, SlotsConfig, StudyConfig
+def warm(folder: Path, slots: SlotsConfig) -> list[float]:
+    """Gaps on a slot: the real search, slots and folder, and a trial that hardly trains."""
+    from study.config import SearchConfig, StudyConfig
     from study.folder import StudyFolder
     from study.search import Search
     from study.slots import slot_class
@@ -74,7 +77,7 @@ def warm(folder: Path, workers: int) -> list[float]:
     config = StudyConfig(
         training=TrainingConfig(epochs=1),
         search=SearchConfig(trials=WARM_TRIALS, sampler="random", grace_epochs=1, recipes=()),
-        slots=SlotsConfig(count=1, workers=workers, cpus_per_worker=1 / workers),
+        slots=slots,
     )
     search = Search(
         config,
@@ -88,7 +91,7 @@ def warm(folder: Path, workers: int) -> list[float]:
     return gaps(folder / "stamps")
 
 
-def pattern(folder: Path) -> list[float]:
+def pattern(folder: Path, at_once: int = 1) -> list[float]:
     """Gaps of the documented pattern, one worker a trial."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
@@ -101,7 +104,7 @@ def pattern(folder: Path) -> list[float]:
         TorchTrainer(
             loop,
             train_loop_config=config,
-            scaling_config=train.ScalingConfig(num_workers=1),
+            scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1 / at_once}),
             run_config=train.RunConfig(
                 name=f"trial-{tune.get_context().get_trial_id()}",
                 storage_path=str(folder / "train"),
@@ -112,7 +115,7 @@ def pattern(folder: Path) -> list[float]:
     tune.Tuner(
         tune.with_resources(trial, {"CPU": 0.1}),  # what its trainer asks for comes on top
         param_space={"x": tune.uniform(0, 1), "stamps": str(folder / "stamps")},
-        tune_config=tune.TuneConfig(num_samples=PATTERN_TRIALS, max_concurrent_trials=1),
+        tune_config=tune.TuneConfig(num_samples=PATTERN_TRIALS, max_concurrent_trials=at_once),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
     ).fit()
     return gaps(folder / "stamps")
@@ -127,7 +130,10 @@ def main() -> int:
         for part in ("warm1", "warm2", "pattern"):
             (folder / part).mkdir()
         with attach_or_start(SlotsConfig(count=1), folder):
-            found = {"warm1": warm(folder / "warm1", 1), "warm2": warm(folder / "warm2", 2)}
+            found = {
+                f"warm{n}": warm(folder / f"warm{n}", SlotsConfig(count=1, workers=n, cpus_per_worker=1 / n))
+                for n in (1, 2)
+            }
             found["pattern"] = pattern(folder / "pattern")
     print(json.dumps(found))
     return 0

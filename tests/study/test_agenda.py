@@ -138,10 +138,10 @@ def references(path: Path, *names: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_second_slot_trains_while_the_first_computes_what_all_are_scored_with(tmp_path: Path) -> None:
+def test_a_trial_trains_while_the_second_slot_computes_what_all_are_scored_with(tmp_path: Path) -> None:
     agenda = open_agenda(tmp_path, 2, before_search=references(tmp_path, "oracle", "teacher", "autoencoder"))
     jobs = [agenda.next() for _ in range(5)]
-    assert [job["id"] for job in jobs] == ["b-oracle", "t0000", "b-teacher", "b-autoencoder", "t0001"]
+    assert [job["id"] for job in jobs] == ["t0000", "b-oracle", "b-teacher", "b-autoencoder", "t0001"]
     assert agenda.next() is None
     for job in jobs:
         play(agenda, job)
@@ -149,13 +149,13 @@ def test_a_second_slot_trains_while_the_first_computes_what_all_are_scored_with(
     assert agenda.over
 
 
-def test_one_slot_has_the_references_first(tmp_path: Path) -> None:
+def test_one_slot_trains_before_it_has_the_references(tmp_path: Path) -> None:
     agenda = open_agenda(tmp_path, 1, before_search=references(tmp_path, "oracle", "teacher"))
     order = []
     while (job := agenda.next()) is not None:
         order.append(job["id"])
         play(agenda, job)
-    assert order == ["b-oracle", "b-teacher", "t0000"]
+    assert order == ["t0000", "b-oracle", "b-teacher"]
 
 
 def test_references_are_made_up_for_when_every_trial_has_ended(tmp_path: Path) -> None:

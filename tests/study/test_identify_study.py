@@ -28,7 +28,7 @@ def test_the_recipes_of_identify_are_tried_first_and_its_paper_confirmed(tmp_pat
         recipes=identify.RECIPES,
         cache_dir=tmp_path / "cache",
     )
-    jobs = [search.ask() for _ in range(4)]
+    jobs = [search.ask() for _ in range(len(identify.RECIPES) + 1)]
     assert [job["baseline"] for job in jobs] == [*identify.RECIPES, None]
     for job in jobs:
         assert job["trial"]["system"] == "identify"

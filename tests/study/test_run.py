@@ -19,9 +19,11 @@ import pytest
 import soundfile
 
 from search_spaces import load
+from study import presets
 from study import run as command
 from study.agenda import StudyFailed
 from study.command import parse
+from study.config import resolve
 from study.dryrun import sampled_branches
 from study.folder import StudyFolder
 from study.outlet import Outlet
@@ -316,12 +318,24 @@ def test_a_dry_run_shows_every_branch_and_leaves_nothing(
 
 
 def test_a_sampled_trial_is_of_its_branch() -> None:
-    system = load("retain")
-    found = list(sampled_branches(system, seed=0))
+    config, system = presets.load("quick"), load("retain")
+    found = list(sampled_branches(config, system))
     assert len(found) == sum(len(kinds) for kinds in system.BRANCHES.values())
     for label, params in found:
         key, _, kind = label.partition("=")
         assert params[key] == kind
+
+
+@pytest.mark.parametrize("systems", ["identify", "[retain,identify]"])
+def test_a_sampled_trial_has_what_is_fixed(systems: str) -> None:
+    fixed = ["search.fixed.network_kind=encoder", "search.fixed.learning_rate=0.002"]
+    config = resolve(presets.load("quick"), [f"system={systems}", *fixed])
+    found = dict(sampled_branches(config, load(config.system)))
+    assert "network_kind=encoder" in found
+    assert "network_kind=stgram" not in found
+    for params in found.values():
+        assert params["learning_rate"] == 0.002
+        assert params.get("network_kind", "encoder") == "encoder"
 
 
 def test_a_reader_that_leaves_ends_nothing(root: Path, tmp_path: Path) -> None:

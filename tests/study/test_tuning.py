@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from study.agenda import StudyFailed
 from study.folder import StudyFolder
-from study.tuning import TUNE_ENVIRONMENT, StudyASHA, StudyCallback
+from study.tuning import TUNE_ENVIRONMENT, StudyASHA, StudyCallback, StudySearcher
 
 SCRIPT = Path(__file__).with_name("toy_study.py")
 EPOCHS = 6
@@ -388,12 +388,39 @@ def test_what_the_watch_raises_ends_the_run() -> None:
         if found:
             raise found[0]
 
-    callback = StudyCallback(None, watch)
+    callback = StudyCallback(None, None, watch)
     callback.on_step_end(1, [])
     found.append(OSError("no room for the corpus"))
     with pytest.raises(OSError, match="no room"):
         callback.on_step_end(2, [])
     assert callback.error is found[0]
+
+
+def test_slots_start_a_few_at_a_time_and_jobs_follow_freely() -> None:
+    class Jobs:
+        over = False
+
+        def __init__(self) -> None:
+            self.numbers = iter(range(100))
+
+        def next(self) -> dict[str, str]:
+            return {"id": f"t{next(self.numbers)}"}
+
+    searcher = StudySearcher(Jobs(), slots=3, at_once=1)
+
+    def ask() -> str | None:
+        suggested = searcher.suggest("")
+        return suggested and suggested["job"]["id"]
+
+    assert (ask(), ask(), ask()) == ("t0", None, None)
+    searcher.started("t0")
+    assert (ask(), ask()) == ("t1", None)
+    searcher.started("t1")  # or lost: the next slot need not wait for it
+    assert (ask(), ask()) == ("t2", None)
+    searcher.started("t2")
+    assert (ask(), ask(), ask()) == ("t3", "t4", "t5"), "all slots have started once"
+    all_at_once = StudySearcher(Jobs(), slots=3, at_once=3)
+    assert [all_at_once.suggest("") is not None for _ in range(4)] == [True, True, True, False]
 
 
 def test_the_driver_needs_no_torch() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 
 from trainables.errors import UserError
 from trainables.files import exclusive, no_room, write_atomically
+from trainables.heap import keep_freed_memory
 from trainables.settings import CorpusConfig, digest
 
 SILENCE_RMS = 1e-6  # full scale is 1: quieter than a 16-bit recording's last digit, so nothing to normalise
@@ -308,6 +309,7 @@ def _render(
 ) -> None:
     for left in path.parent.glob(f"{path.name}.*.partial"):
         left.unlink(missing_ok=True)  # of a process that died: while the lock is ours nobody else writes
+    keep_freed_memory()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
     try:
