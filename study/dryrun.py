@@ -107,9 +107,9 @@ def sampled_branches(config: StudyConfig, system: Any) -> Iterator[tuple[str, di
         for name in (joint.named({joint.SYSTEM: one, key: value}) if len(systems) > 1 else (key,))
         if name != joint.SYSTEM
     }
-    sampler = optuna.samplers.RandomSampler(seed=config.search.seed)
+    drawn = optuna.samplers.RandomSampler(seed=config.search.seed)
     with warnings.catch_warnings(action="ignore"):  # that fixing is experimental
-        sampler = optuna.samplers.PartialFixedSampler(given, sampler)
+        sampler = optuna.samplers.PartialFixedSampler(given, drawn)
     study = optuna.create_study(sampler=sampler)
     wanted = [
         (key, kind)
