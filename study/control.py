@@ -17,7 +17,6 @@ Nothing here imports Ray Train or torch. If this actor is gone, its slot is lost
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -81,13 +80,6 @@ class Control:
                 phase = "running" if running else "starting"
                 return {"kind": "waiting", "phase": phase, "for_s": time.monotonic() - self._since}
             return self._events.popleft()
-
-    async def taken(self, wait_s: float) -> bool:
-        """Whether the workers have the job, which is waited for up to ``wait_s`` seconds."""
-        async with self._changed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(lambda: bool(self._takers)), wait_s)
-            return bool(self._takers)
 
     async def abandon(self) -> list[bytes]:
         """Take the job back from workers that do not answer; returns their handles, to kill them by."""

@@ -121,7 +121,6 @@ def run(command: Command) -> int:
     from study.preflight import preflight
     from study.provenance import describe, hardware
     from study.rendering import Rendering, render_corpus
-    from study.resources import num_cpus
 
     config, folder = command.config, StudyFolder(command.folder)
     print(f"study {config.name}; results in {command.folder}", flush=True)
@@ -151,11 +150,7 @@ def run(command: Command) -> int:
             folder.write_study(study)
             print(cluster.text, flush=True)
             search = search or open_search(command, folder)
-            # Elsewhere the demand of all slots has to be seen at once, to have the nodes for them started.
-            at_once = max(1, num_cpus() // 2) if cluster.own else None
-            code = search_and_report(
-                command, folder, study, search, rendering=rendering, start_at_once=at_once
-            )
+            code = search_and_report(command, folder, study, search, rendering=rendering, own=cluster.own)
             cluster.failed = code != 0
             return code
 
@@ -189,9 +184,10 @@ def search_and_report(
     search: Search | Probe,
     *,
     rendering: Rendering | None = None,
-    start_at_once: int | None = None,
+    own: bool = False,
 ) -> int:
-    """Everything that needs Ray, unless there is no ``rendering`` to train on, then the findings."""
+    """Everything that needs Ray (one of this study's ``own``, or a cluster), unless there is no ``rendering`` to train
+    on, then the findings."""
     from search_spaces import systems_of
     from study.agenda import StudyFailed
     from study.packaging import Packing
@@ -210,7 +206,7 @@ def search_and_report(
     packing, student = Packing(config, folder, command.storage / "cache"), None
     try:
         if rendering:
-            run_all_jobs(command, folder, search, tracker, rendering, start_at_once)
+            run_all_jobs(command, folder, search, tracker, rendering, own)
         packing.start()
         report(command, folder, tracker)
         print(f"\nfindings   {command.folder / 'findings.md'}", flush=True)
@@ -265,7 +261,7 @@ def run_all_jobs(
     search: Search | Probe,
     tracker: Any,
     rendering: Rendering,
-    start_at_once: int | None,
+    own: bool,
 ) -> None:
     """References, trials and confirmations on warm slots. Raises StudyFailed if no trial works.
 
@@ -275,7 +271,8 @@ def run_all_jobs(
     from study.confirm import confirm_jobs
     from study.probe import Probe
     from study.progress import Progress
-    from study.slots import slot_class
+    from study.resources import num_cpus
+    from study.slots import num_up, slot_class
     from study.tuning import run_jobs
 
     config = command.config
@@ -289,6 +286,9 @@ def run_all_jobs(
     if earlier:
         progress.say(f"going on: {len(earlier)} jobs have ended already")
 
+    slots = command.folder / "slots"
+    before = num_up(slots)  # left behind by a driver that was killed
+
     def after_search() -> list[dict[str, Any]]:
         rendering.hold_out()
         jobs = confirm_jobs(config, folder)
@@ -298,12 +298,14 @@ def run_all_jobs(
     run_jobs(
         config,
         search,
-        slot_class(config.slots, storage=command.folder / "slots"),
+        slot_class(config.slots, storage=slots),
         before_search=first_jobs(command, folder),
         after_search=after_search,
         listeners=[tracker, progress, rendering],
         watch=rendering.check,
-        start_at_once=start_at_once,
+        start_at_once=max(1, num_cpus() // 2),
+        # On a cluster the demand of all slots has to be seen at once, to have the nodes for them started.
+        num_up=(lambda: num_up(slots) - before) if own else None,
     )
 
 

@@ -15,6 +15,7 @@ slot. Neither torch nor a trial's code is imported here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -39,8 +40,8 @@ logger = logging.getLogger(__name__)
 WAIT_S = 1.0  # how often a slot that waits for an epoch looks after its workers
 STOP_S = 8.0  # how long cleanup waits for the workers; what is left dies with the slot's actor
 ELASTIC_S = 20.0  # for the room of an elastic group, before another size is tried
-ALONE_S = 30.0  # how long the start of a slot can hold up that of the next one (study/tuning.py)
 STALL_S = 60.0  # to create worker processes once there is room for them
+UP = "up"  # file in a slot's folder: its workers have had a job
 HEAD = "node:__internal_head__"  # of which every head has 1, and no other node anything
 
 TRAIN_ENVIRONMENT = {
@@ -82,6 +83,11 @@ def slot_class(settings: SlotsConfig, *, storage: str | Path) -> type[Slot]:
     return type("Slot", (Slot,), {"settings": settings, "storage": str(storage)})
 
 
+def num_up(storage: Path) -> int:
+    """How many slots have come up so far that have their folders in ``storage``."""
+    return sum(1 for _ in storage.glob(f"*/{UP}"))
+
+
 class Slot(tune.Trainable):
     """A Tune actor whose workers outlive its trials. Use ``slot_class``."""
 
@@ -110,8 +116,8 @@ class Slot(tune.Trainable):
         self._begin(config)
         self._run_name, self._end = f"slot-{uuid.uuid4().hex[:8]}", ""
         self._group = threading.Thread(target=self._keep_group, daemon=True, name="worker group")
+        self._up = False
         self._group.start()
-        self._await_workers()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._require_group()
@@ -122,6 +128,8 @@ class Slot(tune.Trainable):
         """Wait for the trial's next epoch."""
         while True:
             event = ray.get(self._control.next.remote(self._epoch, WAIT_S))
+            if event.get("phase") != "starting":
+                self._tell_up()
             if event["kind"] == "record":
                 return self._result(event)
             if event["kind"] == "failed":
@@ -156,12 +164,13 @@ class Slot(tune.Trainable):
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         pass
 
-    def _await_workers(self) -> None:
-        """Let Tune take this slot for started when its workers are, which is when another may start."""
-        until = time.monotonic() + ALONE_S
-        while self._group.is_alive() and time.monotonic() < until:
-            if ray.get(self._control.taken.remote(WAIT_S)):
-                return
+    def _tell_up(self) -> None:
+        """Leave word for the driver that the workers of this slot have a job, once (``num_up``)."""
+        if not self._up and "://" not in self.storage:
+            with contextlib.suppress(OSError):
+                (Path(self.storage) / self._run_name).mkdir(parents=True, exist_ok=True)
+                (Path(self.storage) / self._run_name / UP).touch()
+        self._up = True
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._job, self._epoch, self._num_workers = config["job"], 0, self.settings.least

@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from study.config import StudyConfig
 
 logger = logging.getLogger(__name__)
+
+ALONE_S = 30.0  # how long the start of a slot can hold up that of the next one
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard copies of our records
@@ -56,28 +59,29 @@ class _NotRestored:
 class StudySearcher(_NotRestored, Searcher):
     """Gives Tune the jobs of an agenda: ``{"job": job}``, None while it has to wait, FINISHED when all is over.
 
-    ``slots`` start ``at_once`` at a time: starting is importing, in five processes each, and on few cores the first
-    one would wait for the last.
+    The first ``slots`` jobs go to slots that start. With ``num_up``, which says how many have come up, ``at_once`` of
+    them start at a time: starting is importing, in five processes each, and on few cores the first slot would wait for
+    the last.
     """
 
-    def __init__(self, agenda: Agenda, *, slots: int, at_once: int) -> None:
+    def __init__(self, agenda: Agenda, *, slots: int, at_once: int, num_up: Callable[[], int] | None) -> None:
         super().__init__()
-        self._agenda, self._at_once = agenda, at_once
-        self._unstarted, self._starting = slots, set[str]()
+        self._agenda, self._slots, self._at_once, self._num_up = agenda, slots, at_once, num_up
+        self._begun, self._last = 0, -math.inf
 
     def suggest(self, trial_id: str) -> Any:
-        if self._unstarted > 0 and len(self._starting) >= self._at_once:
+        if self._must_wait():
             return None
         job = self._agenda.next()
         if job is not None:
-            self._starting.add(job["id"])
+            self._begun, self._last = self._begun + 1, time.monotonic()
             return {"job": job}
         return Searcher.FINISHED if self._agenda.over else None
 
-    def started(self, job_id: str) -> None:
-        """A slot has taken the job, or could not start."""
-        self._starting.discard(job_id)
-        self._unstarted -= 1
+    def _must_wait(self) -> bool:
+        if self._num_up is None or self._begun >= self._slots or time.monotonic() - self._last > ALONE_S:
+            return False
+        return self._begun - self._num_up() >= self._at_once
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -92,14 +96,11 @@ class StudyCallback(_NotRestored, tune.Callback):
     """Carries Tune's events to the agenda. The first error on the way is kept and ends the run, and so does what
     ``watch`` raises, which is called again and again."""
 
-    def __init__(
-        self, agenda: Agenda, searcher: StudySearcher, watch: Callable[[], None] = lambda: None
-    ) -> None:
-        self._agenda, self._searcher, self._watch = agenda, searcher, watch
+    def __init__(self, agenda: Agenda, watch: Callable[[], None] = lambda: None) -> None:
+        self._agenda, self._watch = agenda, watch
         self.error: Exception | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._searcher.started(trial.config["job"]["id"])
         self._try(self._agenda.started, trial)
 
     def on_trial_result(
@@ -112,7 +113,6 @@ class StudyCallback(_NotRestored, tune.Callback):
         self._try(self._agenda.ended, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._searcher.started(trial.config["job"]["id"])
         self._try(self._agenda.lost, trial, _cause(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -245,14 +245,16 @@ def run_jobs(
     after_search: Callable[[], Iterable[Job]] | None = None,
     listeners: Sequence[Listener] = (),
     watch: Callable[[], None] = lambda: None,
-    start_at_once: int | None = None,
+    start_at_once: int = 1,
+    num_up: Callable[[], int] | None = None,
 ) -> None:
     """Run ``before_search``, the search, and the jobs of ``after_search`` on ``config.slots.count`` slots.
 
     ``trainable`` is a Tune Trainable class with its resources (``tune.with_resources``); it takes the Tune
     config ``{"job": job}``, runs it, and takes the next one by ``reset_config``, which returns True or
     raises. Ray is initialised by the caller, and the caller holds the study's lock. What ``watch`` raises, at any
-    time, ends the run. ``start_at_once`` slots start at a time, None for all.
+    time, ends the run. If ``num_up`` says how many slots have come up, ``start_at_once`` start at
+    a time.
 
     Raises:
         StudyFailed: the first trials all failed.
@@ -267,8 +269,7 @@ def run_jobs(
         num_workers=config.slots.workers,
     )
     count = config.slots.count
-    searcher = StudySearcher(agenda, slots=count, at_once=start_at_once or count)
-    callback = StudyCallback(agenda, searcher, watch)
+    callback = StudyCallback(agenda, watch)
     scheduler = StudyASHA(
         epochs=config.training.epochs,
         grace_epochs=config.search.grace_epochs,
@@ -286,7 +287,7 @@ def run_jobs(
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=searcher,
+                    search_alg=StudySearcher(agenda, slots=count, at_once=start_at_once, num_up=num_up),
                     scheduler=scheduler,
                     num_samples=-1,
                     max_concurrent_trials=count,

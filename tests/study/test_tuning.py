@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
+from study import tuning
 from study.agenda import StudyFailed
 from study.folder import StudyFolder
 from study.tuning import TUNE_ENVIRONMENT, StudyASHA, StudyCallback, StudySearcher
@@ -388,7 +389,7 @@ def test_what_the_watch_raises_ends_the_run() -> None:
         if found:
             raise found[0]
 
-    callback = StudyCallback(None, None, watch)
+    callback = StudyCallback(None, watch)
     callback.on_step_end(1, [])
     found.append(OSError("no room for the corpus"))
     with pytest.raises(OSError, match="no room"):
@@ -396,7 +397,7 @@ def test_what_the_watch_raises_ends_the_run() -> None:
     assert callback.error is found[0]
 
 
-def test_slots_start_a_few_at_a_time_and_jobs_follow_freely() -> None:
+def test_slots_start_a_few_at_a_time_and_jobs_follow_freely(monkeypatch: pytest.MonkeyPatch) -> None:
     class Jobs:
         over = False
 
@@ -406,21 +407,24 @@ def test_slots_start_a_few_at_a_time_and_jobs_follow_freely() -> None:
         def next(self) -> dict[str, str]:
             return {"id": f"t{next(self.numbers)}"}
 
-    searcher = StudySearcher(Jobs(), slots=3, at_once=1)
+    up = 0
+    searcher = StudySearcher(Jobs(), slots=3, at_once=1, num_up=lambda: up)
 
     def ask() -> str | None:
         suggested = searcher.suggest("")
         return suggested and suggested["job"]["id"]
 
     assert (ask(), ask(), ask()) == ("t0", None, None)
-    searcher.started("t0")
+    up = 1
     assert (ask(), ask()) == ("t1", None)
-    searcher.started("t1")  # or lost: the next slot need not wait for it
-    assert (ask(), ask()) == ("t2", None)
-    searcher.started("t2")
-    assert (ask(), ask(), ask()) == ("t3", "t4", "t5"), "all slots have started once"
-    all_at_once = StudySearcher(Jobs(), slots=3, at_once=3)
-    assert [all_at_once.suggest("") is not None for _ in range(4)] == [True, True, True, False]
+    monkeypatch.setattr(tuning, "ALONE_S", 0.0)
+    assert (ask(), ask(), ask()) == ("t2", "t3", "t4"), (
+        "a slot that does not come up holds up nobody for long"
+    )
+    monkeypatch.undo()
+    for told in (None, lambda: 0):
+        all_at_once = StudySearcher(Jobs(), slots=3, at_once=3, num_up=told)
+        assert [all_at_once.suggest("") is not None for _ in range(5)] == [True] * 5
 
 
 def test_the_driver_needs_no_torch() -> None:
