@@ -9,6 +9,7 @@ is a guess from what jobs of each kind have cost so far, earlier runs of the stu
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -87,7 +88,9 @@ class Progress:
 
     def job_reported(self, job: Job, record: Mapping[str, Any]) -> None:
         metrics = record["metrics"]
-        if not self._trained and "train_s" in metrics:
+        began = self._running.get(job["id"], ("", -math.inf))[1]
+        # A trial that is resumed repeats its last epoch, which was not trained now.
+        if not self._trained and metrics.get("train_s") and time.monotonic() - began >= metrics["epoch_s"]:
             self._trained = True
             self.say(
                 f"first training step {time.monotonic() - metrics['epoch_s'] - self.begun:.0f} s after the command"

@@ -160,6 +160,17 @@ def test_the_first_training_step_and_a_long_silence_are_mentioned(monkeypatch: p
     assert screen.lines()[1] == "t0000 is at epoch 2 of 5, official  70.0"
 
 
+def test_a_repeated_epoch_is_no_first_training_step() -> None:
+    screen = Screen()
+    screen.job_started(job("t0000"))
+    metrics = {"official": 70.0, "train_s": 30.0, "epoch_s": 40.0}
+    screen.job_reported(job("t0000"), {"epoch": 1, "epochs": 5, "metrics": metrics})
+    assert screen.lines() == []
+    trained = metrics | {"train_s": 1e-6, "epoch_s": 2e-6}
+    screen.job_reported(job("t0000"), {"epoch": 2, "epochs": 5, "metrics": trained})
+    assert screen.lines()[0].startswith("first training step ")
+
+
 def test_what_was_not_measured_is_a_dash() -> None:
     screen = Screen()
     screen.job_ended(job("t0000"), result() | {"metrics": {}})
