@@ -17,6 +17,7 @@ import pytest
 from study.config import SlotsConfig
 from study.control import Control
 from study.worker import describe, run_job
+from tests.processes import NOT_NICE
 from trainables.errors import TrialFailed
 
 HERE = Path(__file__).parent
@@ -325,7 +326,8 @@ def cluster() -> Iterator[str]:
     """Address of a local Ray of four CPUs whose processes can import the toys."""
     from study.slots import ray_environment
 
-    variables = ray_environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    path = f"{ROOT}{os.pathsep}{HERE}"
+    variables = ray_environment() | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **NOT_NICE}
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Ray warns of while it starts is not ours
         for name, value in variables.items():
