@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from study.config import ConfirmConfig, SearchConfig, SlotsConfig, StudyConfig, YardstickConfig
 from trainables.errors import UserError
-from trainables.settings import CorpusConfig, ScoringConfig, TrainingConfig
+from trainables.settings import CorpusConfig, TrainingConfig
 
 
 def quick() -> StudyConfig:
@@ -19,7 +19,6 @@ def quick() -> StudyConfig:
     return StudyConfig(
         preset="quick",
         training=TrainingConfig(epochs=5, steps_per_epoch=40),
-        scoring=ScoringConfig(machines_early=3),  # scoring all six takes as long as an epoch of training
         search=SearchConfig(trials=12),
         slots=SlotsConfig(count=2, workers=1, cpus_per_worker=0.5),  # so that one core will do
         confirm=ConfirmConfig(seeds=3, finalists=1, recipes=("paper",)),
