@@ -27,6 +27,7 @@ from tests.study.test_faults import assert_accounted_for, epochs, processes, wai
 
 pytestmark = pytest.mark.faults
 MONTH_S = 30 * 86_400
+TRIALS = 10  # so many that both slots are at work for a while: the second one starts after the first
 MOUNT = 'mount -t tmpfs -o size=400m tmpfs "$RAY_TMPDIR" && exec "$@"'
 FULL_DISK = ("unshare", "--mount", "--map-root-user", "sh", "-c", MOUNT, "sh")
 
@@ -85,33 +86,32 @@ def test_a_jumping_clock_and_a_slow_slot_change_no_number(tmp_path: Path) -> Non
     offset.write_text("0")
     variables = {"PYTHONPATH": str(tmp_path / "clock"), "CLOCK_OFFSET": str(offset)}
     with two_slots(tmp_path / "runs", variables=variables) as study:
-        driver = study.start("--trials", "4")
-        wait(study, driver, lambda: epochs(study) and epochs(study, "t0001"), "epochs of two trials")
-        workers = sorted(processes(study, "RayTrainWorker"))
-        assert len(workers) == 2
-        slowed = Slowed(workers[0])
+        driver = study.start("--trials", str(TRIALS))
+        wait(study, driver, lambda: epochs(study, "t0001"), "epochs of the second trial")
+        wait(study, driver, lambda: len(processes(study, "RayTrainWorker")) == 2, "both slots")
+        slowed = Slowed(min(processes(study, "RayTrainWorker")))
         slowed.start()
         for months in (1, -2, 3, 0):
-            at = sum(len(epochs(study, f"t{n:04d}")) for n in range(4))
+            at = sum(len(epochs(study, f"t{n:04d}")) for n in range(TRIALS))
             offset.write_text(str(months * MONTH_S))
             wait(
                 study,
                 driver,
-                lambda a=at: sum(len(epochs(study, f"t{n:04d}")) for n in range(4)) > a + 8,
+                lambda a=at: sum(len(epochs(study, f"t{n:04d}")) for n in range(TRIALS)) > a + 8,
                 "epochs",
             )
         slowed.over.set()
         out, err = driver.communicate(timeout=600)
         assert driver.returncode == 0, out + err
         assert out.count(" is slow: training an epoch took ") == 1, out
-        assert_accounted_for(study, trials=4)
+        assert_accounted_for(study, trials=TRIALS)
         with contextlib.closing(sqlite3.connect(study.storage / "mlflow.db")) as database:
             query = "SELECT COUNT(*) FROM metrics WHERE key = 'official' GROUP BY run_uuid, step"
             assert set(database.execute(query)) == {(1,)}, "an epoch is in MLflow twice"
-        for number in range(4):
+        for number in range(TRIALS):
             duration_s = study.folder.result(f"t{number:04d}")["duration_s"]
             assert 0 < duration_s < 1000
-        assert_comes_out_again(study, "t0000")
+        assert_comes_out_again(study, "t0002")
 
 
 def assert_comes_out_again(study: TinyStudy, job_id: str) -> None:
