@@ -287,7 +287,6 @@ def run_all_jobs(
         progress.say(f"going on: {len(earlier)} jobs have ended already")
 
     slots = command.folder / "slots"
-    before = num_up(slots)  # left behind by a driver that was killed
 
     def after_search() -> list[dict[str, Any]]:
         rendering.hold_out()
@@ -305,7 +304,7 @@ def run_all_jobs(
         watch=rendering.check,
         start_at_once=max(1, num_cpus() // 2),
         # On a cluster the demand of all slots has to be seen at once, to have the nodes for them started.
-        num_up=(lambda: num_up(slots) - before) if own else None,
+        num_up=(lambda: num_up(slots)) if own else None,
     )
 
 

@@ -157,19 +157,25 @@ def bad_server() -> Iterator[BadServer]:
     server.close()
 
 
-@pytest.mark.parametrize("silent", [True, False])
-def test_a_bad_server_blocks_nobody(
-    tmp_path: Path, bad_server: BadServer, silent: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    bad_server.silent = silent
-    study = Study(tmp_path, bad_server.uri)
-    times = []
+def stopwatch() -> tuple[list[float], Callable[..., None]]:
+    """Seconds that calls have taken so far, and what makes such a call."""
+    times: list[float] = []
 
     def timed(call: Callable[..., Any], *args: Any) -> None:
         start = time.perf_counter()
         call(*args)
         times.append(time.perf_counter() - start)
 
+    return times, timed
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_bad_server_blocks_nobody(
+    tmp_path: Path, bad_server: BadServer, silent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad_server.silent = silent
+    study = Study(tmp_path, bad_server.uri)
+    times, timed = stopwatch()
     timed(study.tracker.start, study.json, "")
     assert bad_server.asked.wait(60)  # MLflow is imported, and the thread waits for the server
     trial = job()
@@ -328,13 +334,7 @@ def test_a_server_that_answers_after_half_a_minute(tmp_path: Path) -> None:
     try:
         until(lambda: answers(upstream), 180)
         study = Study(tmp_path, proxy.uri)
-        times = []
-
-        def timed(call: Callable[..., Any], *args: Any) -> None:
-            start = time.perf_counter()
-            call(*args)
-            times.append(time.perf_counter() - start)
-
+        times, timed = stopwatch()
         timed(study.tracker.start, study.json, "")
         until(lambda: proxy.asked, 60)
         for number in (1, 2):
